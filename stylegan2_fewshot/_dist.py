@@ -1,0 +1,98 @@
+"""Ranks and devices: the one place that knows about torch.distributed and CUDA."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as td
+
+
+def init(device: str = "auto") -> torch.device:
+    """Join the process group that torchrun's environment names, or run alone.
+
+    Args:
+        device: cpu, cuda, or auto for CUDA where there is a GPU. NCCL serves CUDA, gloo the CPU.
+
+    Returns:
+        The device of this rank.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        device = f"cuda:{torch.cuda.current_device()}"
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not td.is_initialized():
+        td.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return torch.device(device)
+
+
+def shutdown() -> None:
+    """Leave the process group, if there is one."""
+    if td.is_initialized():
+        td.destroy_process_group()
+
+
+def rank() -> int:
+    """Return the number of this process, 0 when alone."""
+    return td.get_rank() if td.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes, 1 when alone."""
+    return td.get_world_size() if td.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if td.is_initialized():
+        td.barrier()
+
+
+def sum_(tensor: torch.Tensor) -> torch.Tensor:
+    """Add `tensor` up over the ranks, in place."""
+    if td.is_initialized():
+        td.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_(tensors: Iterable[torch.Tensor]) -> None:
+    """Give every rank the values of rank 0, in place."""
+    if td.is_initialized():
+        for tensor in tensors:
+            td.broadcast(tensor, src=0)
+
+
+def gather(value: Any) -> list[Any]:
+    """Return the picklable values of all ranks, in order of rank."""
+    if not td.is_initialized():
+        return [value]
+    values = [None] * world_size()
+    td.all_gather_object(values, value)
+    return values
+
+
+def average_gradients(params: Iterable[torch.nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the ranks; the same parameters on every rank."""
+    grads = [p.grad for p in params if p.grad is not None]
+    if not (td.is_initialized() and grads):
+        return
+    flat = torch.cat([grad.flatten() for grad in grads])
+    td.all_reduce(flat)
+    flat /= world_size()
+    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        grad.copy_(part.view_as(grad))
+
+
+def memory_gb(device: torch.device) -> float:
+    """Return the peak memory of this process in GiB: of the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    unit = 2**30 if os.uname().sysname == "Darwin" else 2**20  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -1,0 +1,95 @@
+"""ADA: stochastic augmentation of all that D sees, with a probability that follows its logits."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from . import stats
+from .adaptive import AdaptiveProbability
+from .augment_pipe import AugmentPipe
+from .plugin import Plugin, Run, Step, register
+
+__all__ = ["ADA", "AugPipe", "AugmentPipe", "create_pipe"]
+
+INTERVAL = 4  # iterations between two updates of p
+AugPipe = Literal[
+    "blit", "geom", "color", "filter", "noise", "cutout", "bg", "bgc", "bgcf", "bgcfn", "bgcfnc"
+]
+_GROUPS = {
+    "blit": ("xflip", "rotate90", "xint"),
+    "geom": ("scale", "rotate", "aniso", "xfrac"),
+    "color": ("brightness", "contrast", "lumaflip", "hue", "saturation"),
+    "filter": ("imgfilter",),
+    "noise": ("noise",),
+    "cutout": ("cutout",),
+}
+
+
+def create_pipe(augpipe: str, p: float) -> AugmentPipe:
+    """Return the pipe of one group of transforms, or of several named by their initials."""
+    groups = [augpipe] if augpipe in _GROUPS else list(_GROUPS)[: len(augpipe)]
+    pipe = AugmentPipe(**{name: 1 for group in groups for name in _GROUPS[group]})
+    pipe.p.fill_(p)
+    return pipe
+
+
+@register("ada")
+class ADA(Plugin):
+    """Augment all images that D sees, the more the surer it is of the real ones.
+
+    Karras et al., NeurIPS 2020 (arXiv 2006.06676). Overfitting shows as real images' logits that
+    are nearly all positive: every 4 iterations p moves by a fixed step, up where the mean sign of
+    D's logits for real images is above the target, down where it is below.
+
+    Args:
+        target: Mean sign of the real logits to hold, in [-1, 1].
+        augpipe: Transforms: one group, or several by initials (blit, geom, color, filter, noise,
+            cutout).
+        max_: Upper bound of p, in [0, 1].
+        kimg: Thousands of images in which p can rise from 0 to 1; 500, or 100 with --resume.
+    """
+
+    augmentation = True
+    option_names: ClassVar = {"target": "target", "augpipe": "augpipe"}
+    neutral: ClassVar = {"max_": 0.0}
+
+    def __init__(
+        self,
+        *,
+        target: float = 0.6,
+        augpipe: AugPipe = "bgc",
+        max_: float = 1.0,
+        kimg: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not -1 <= target <= 1:
+            raise ValueError(f"--target must be in [-1, 1], got {target}")
+        if not 0 <= max_ <= 1:
+            raise ValueError(f"--ada-max must be in [0, 1], got {max_}")
+        if kimg is not None and not kimg > 0:
+            raise ValueError(f"--ada-kimg must be positive, got {kimg}")
+        self.target, self.kimg, self.batch_size = target, kimg, 1
+        self.probability = AdaptiveProbability(maximum=max_)
+        self.pipe = create_pipe(augpipe, p=0)
+
+    def setup(self, run: Run) -> None:
+        self.batch_size = run.batch_size
+        self.kimg = self.kimg or (100 if run.resumed else 500)
+
+    def augment(self, img: Tensor, step: Step) -> Tensor:
+        return self.pipe(img, generator=self.rng(step, torch.device("cpu")))
+
+    def observe(self, step: Step) -> None:
+        if step.phase in ("Dreal", "Dr1") and step.logits is not None:
+            self.probability.observe(step.logits.sign())
+
+    def after_step(self, step: Step) -> None:
+        iteration = step.cur_nimg // self.batch_size + 1
+        if iteration % INTERVAL == 0:
+            amount = INTERVAL * self.batch_size / (self.kimg * 1000)
+            self.probability.update(self.target, amount)
+            self.pipe.p.copy_(self.probability.p)
+        stats.report("Augment/ada_p", self.pipe.p)

@@ -1,0 +1,468 @@
+"""The diagonal Fisher information of a source network's parameters: estimator, file, command."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import time
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+from torch.overrides import TorchFunctionMode
+from tqdm import tqdm
+
+from . import _dist
+from .options import Command
+from .plugin import seed_of
+
+LIKELIHOOD = "log sigmoid D(G(z))"
+FORMAT = 1
+BLOCK = 64  # samples between two sums over the ranks; a run goes on from the end of one
+SAVE_EVERY_SEC = 30
+VECTOR_BYTES = 256 * 2**20  # per-sample gradients held at once
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the numbers depend on, besides the networks and the labels.
+
+    Attributes:
+        samples: Number of images G draws.
+        seed: Seed of latents, labels and noise; sample i is the same whatever the batch or rank.
+        psi: Truncation.
+        noise_mode: random (drawn for each sample), const or none.
+        granularity: parameter, or layer for the mean over each tensor.
+        discriminator: Whether D's parameters are included.
+    """
+
+    samples: int = 1000
+    seed: int = 0
+    psi: float = 1.0
+    noise_mode: str = "random"
+    granularity: str = "parameter"
+    discriminator: bool = False
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {self.samples}")
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """Fisher information by name of parameter (`G.` or `D.` in front), and where it comes from.
+
+    Attributes:
+        values: Float32 tensors >= 0, of the parameter's shape, or scalars for whole layers.
+        meta: The settings, the source's SHA-256, and `standard_error`: of each layer's mean.
+    """
+
+    values: dict[str, Tensor]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class LogLikelihood(torch.nn.Module):
+    """log sigmoid(D(G(z))) of one sample, in float32, on frozen copies of the networks.
+
+    D gets one image at a time, so its minibatch standard deviation compares nothing.
+    """
+
+    def __init__(self, G: torch.nn.Module, D: torch.nn.Module, settings: Settings) -> None:
+        super().__init__()
+        self.G, self.D = (copy.deepcopy(net).eval().requires_grad_(False) for net in (G, D))
+        # Random noise enters as one set of constants per sample, so that it has the sample's seed.
+        self.noise = {n: b.shape for n, b in self.named_buffers() if n.endswith(".noise_const")}
+        if settings.noise_mode != "random":
+            self.noise = {}
+        mode = "none" if settings.noise_mode == "none" else "const"
+        self.options = {"truncation_psi": settings.psi, "noise_mode": mode, "force_fp32": True}
+
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        """Return the scalar for `z` `[z_dim]` and the label `c` `[c_dim]`."""
+        img = self.G(z[None], c[None], **self.options)
+        return F.logsigmoid(self.D(img, c[None], force_fp32=True)).sum()
+
+
+class AnyLayout(TorchFunctionMode):
+    """Drop requests for a memory format, which vmap cannot honour; they change no number."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        rest = {key: value for key, value in (kwargs or {}).items() if key != "memory_format"}
+        return func(*args, **rest)
+
+
+class Estimator:
+    """Gradients of the log-likelihood, one vector per sample.
+
+    Args:
+        G: Generator, called as `G(z, c, truncation_psi=, noise_mode=, force_fp32=)`.
+        D: Discriminator, called as `D(img, c, force_fp32=)`.
+        settings: What to estimate.
+        labels: Labels `[M, c_dim]` to draw from; default: every class alike, as one-hot vectors.
+    """
+
+    def __init__(
+        self,
+        G: torch.nn.Module,
+        D: torch.nn.Module,
+        settings: Settings,
+        labels: Tensor | None = None,
+    ) -> None:
+        self.settings = settings
+        self.model = LogLikelihood(G, D, settings)
+        heads = ("G.", "D.") if settings.discriminator else ("G.",)
+        named = self.model.named_parameters()
+        self.params = {n: p.detach() for n, p in named if n.startswith(heads)}
+        self.shapes = {name: tuple(p.shape) for name, p in self.params.items()}
+        self.sizes = [p.numel() for p in self.params.values()]
+        self.device = next(iter(self.params.values())).device
+        self.z_dim = int(G.z_dim)
+        every = torch.eye(G.c_dim) if G.c_dim else torch.zeros(1, 0)
+        self.labels = every if labels is None else labels.cpu().float()
+
+    def gradients(self, indices: Iterable[int], *, vectorized: bool = True) -> Tensor:
+        """Return the gradients of the samples with these numbers, `[n, parameters]`."""
+        drawn = [self._draw(index) for index in indices]
+        z, c = (torch.stack([d[key] for d in drawn]).to(self.device) for key in "zc")
+        noise = {n: torch.stack([d[n] for d in drawn]).to(self.device) for n in self.model.noise}
+        if vectorized:
+            with AnyLayout():
+                grads = vmap(grad(self._value), in_dims=(None, 0, 0, 0))(self.params, noise, z, c)
+            return torch.cat([g.reshape(len(z), -1) for g in grads.values()], dim=1)
+        rows = [{name: value[i] for name, value in noise.items()} for i in range(len(z))]
+        return torch.stack([self._gradient(*sample) for sample in zip(rows, z, c, strict=True)])
+
+    def _draw(self, index: int) -> dict[str, Tensor]:
+        rng = torch.Generator().manual_seed(seed_of("fisher", self.settings.seed, index))
+        label = torch.randint(len(self.labels), [], generator=rng)
+        drawn = {"z": torch.randn(self.z_dim, generator=rng), "c": self.labels[label]}
+        return drawn | {n: torch.randn(s, generator=rng) for n, s in self.model.noise.items()}
+
+    def _value(
+        self, params: Mapping[str, Tensor], noise: Mapping[str, Tensor], z: Tensor, c: Tensor
+    ) -> Tensor:
+        value: Tensor = functional_call(self.model, {**params, **noise}, (z, c))
+        return value
+
+    def _gradient(self, noise: Mapping[str, Tensor], z: Tensor, c: Tensor) -> Tensor:
+        """The plain way, one sample and one backward pass: what the vectorised one must equal."""
+        leaves = {name: p.clone().requires_grad_() for name, p in self.params.items()}
+        value = self._value(leaves, noise, z, c)
+        grads = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+        return torch.cat([g.flatten() for g in grads])
+
+
+class Sums:
+    """Sums of squared gradients over samples, and of what the standard errors need.
+
+    Squares are taken per sample. The square of a batch's mean gradient is another number, which
+    shrinks with the batch.
+    """
+
+    def __init__(self, sizes: list[int], device: torch.device) -> None:
+        self.sizes = sizes
+        self.squares = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+        # Of every layer's mean square: first and second moment over samples.
+        self.moments = torch.zeros(2, len(sizes), dtype=torch.float64, device=device)
+        self.done = torch.zeros([], dtype=torch.int64, device=device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"squares": self.squares, "moments": self.moments, "done": self.done}
+
+    def add(self, gradients: Tensor) -> None:
+        """Take in the gradients of further samples, `[n, parameters]`."""
+        squares = gradients.float().square()
+        means = torch.stack([s.mean(1) for s in squares.split(self.sizes, dim=1)], 1).double()
+        self.squares += squares.sum(0)
+        self.moments += torch.stack([means.sum(0), means.square().sum(0)])
+        self.done += len(gradients)
+
+    def merge(self, others: Sums) -> None:
+        """Take in what all ranks have in `others`."""
+        for mine, theirs in zip(self.tensors().values(), others.tensors().values(), strict=True):
+            mine += _dist.sum_(theirs)
+
+    def mean(self) -> list[Tensor]:
+        """Return the Fisher information of every tensor, flat."""
+        return [part.float() for part in (self.squares / self.done).split(self.sizes)]
+
+    def standard_error(self) -> list[float | None]:
+        """Return the standard error of every layer's mean; None after a single sample."""
+        n = int(self.done)
+        first, second = self.moments / n
+        variance = (second - first.square()).clamp(min=0) * n / max(n - 1, 1)
+        return [None if n < 2 else v for v in (variance / n).sqrt().tolist()]
+
+
+def estimate(
+    G: torch.nn.Module,
+    D: torch.nn.Module,
+    settings: Settings,
+    *,
+    labels: Tensor | None = None,
+    source: str = "",
+    network: str = "G",
+    batch: int | None = None,
+    vectorized: bool = True,
+    partial: Path | None = None,
+) -> Fisher:
+    """Return the diagonal Fisher information of G's parameters (and D's, if asked for).
+
+    Li et al., NeurIPS 2020 (arXiv 2012.02780), Eq. 3: `F_i = E[(d log p / d theta_i)^2]` with
+    log p = log sigmoid(D(G(z))). All ranks take part; each computes its share of the samples.
+
+    Args:
+        G: Source generator; it is not touched.
+        D: Source discriminator, frozen, which serves as the likelihood.
+        settings: Number of samples, seed and the like.
+        labels: Labels `[M, c_dim]` to draw from; default: every class alike, as one-hot vectors.
+        source: SHA-256 of the source pickle, for the file's stamp.
+        network: Name in the pickle of what is given as G.
+        batch: Samples whose gradients are held at once; None for what fits into 256 MiB.
+        vectorized: Differentiate a batch at once instead of sample by sample.
+        partial: Where an interrupted estimate is kept, to go on from.
+    """
+    job = Estimator(G, D, settings, labels)
+    meta = _stamp(job, source, network)
+    sums = _resume(partial, Sums(job.sizes, job.device), meta)
+    saved = time.monotonic()
+    main = _dist.rank() == 0
+    with tqdm(
+        desc="Fisher", total=settings.samples, initial=int(sums.done), disable=not main
+    ) as bar:
+        while (done := int(sums.done)) < settings.samples:
+            sums.merge(_block(job, done, batch or _batch_size(job), vectorized))
+            bar.update(int(sums.done) - done)
+            if partial and main and time.monotonic() - saved > SAVE_EVERY_SEC:
+                _write(partial, sums.tensors(), meta)
+                saved = time.monotonic()
+    return _finish(job, sums, meta)
+
+
+def _block(job: Estimator, done: int, batch: int, vectorized: bool) -> Sums:
+    """Return the sums over this rank's share of the next block of samples."""
+    sums = Sums(job.sizes, job.device)
+    end = min(done + BLOCK, job.settings.samples)
+    mine = range(done + _dist.rank(), end, _dist.world_size())
+    for first in range(0, len(mine), batch):
+        sums.add(job.gradients(mine[first : first + batch], vectorized=vectorized))
+    return sums
+
+
+def _batch_size(job: Estimator) -> int:
+    return max(1, min(BLOCK, VECTOR_BYTES // (4 * sum(job.sizes))))
+
+
+def _stamp(job: Estimator, source: str, network: str) -> dict[str, Any]:
+    labels = hashlib.sha256(job.labels.numpy().tobytes()).hexdigest()
+    stamp = {"format": FORMAT, "source_sha256": source, "network": network}
+    return stamp | asdict(job.settings) | {"likelihood": LIKELIHOOD, "labels_sha256": labels}
+
+
+def _resume(partial: Path | None, sums: Sums, meta: Mapping[str, Any]) -> Sums:
+    """Fill `sums` from an interrupted estimate of the same kind, if rank 0 finds one."""
+    if partial and partial.exists() and _dist.rank() == 0:
+        kept, stamp = _read(partial)
+        if all(stamp.get(key) == value for key, value in meta.items()):
+            for name, tensor in sums.tensors().items():
+                tensor.copy_(kept[name])
+    _dist.broadcast_(sums.tensors().values())
+    return sums
+
+
+def _finish(job: Estimator, sums: Sums, meta: Mapping[str, Any]) -> Fisher:
+    means = dict(zip(job.shapes, sums.mean(), strict=True))
+    if job.settings.granularity == "layer":
+        values = {name: mean.mean().cpu() for name, mean in means.items()}
+    else:
+        values = {name: mean.view(job.shapes[name]).cpu() for name, mean in means.items()}
+    errors = dict(zip(job.shapes, sums.standard_error(), strict=True))
+    return Fisher(values, {**meta, "standard_error": errors})
+
+
+def save(path: Path, fisher: Fisher) -> None:
+    """Write a Fisher file: `.npz`, one array per parameter, and `meta`, a JSON text.
+
+    The file is complete or absent. A checksum in `meta` covers all the rest.
+    """
+    _write(path, fisher.values, fisher.meta)
+
+
+def load(path: Path) -> Fisher:
+    """Read a Fisher file; nothing in it is executed.
+
+    Raises:
+        ValueError: It is no Fisher file, truncated, or its numbers were altered.
+    """
+    values, meta = _read(path)
+    if meta.get("likelihood") != LIKELIHOOD or "standard_error" not in meta:
+        raise ValueError(f"{path}: an unfinished estimate, or of another kind; {_REMEDY}")
+    if not all(value.isfinite().all() and (value >= 0).all() for value in values.values()):
+        raise ValueError(f"{path}: has values that are negative or not finite; {_REMEDY}")
+    return Fisher(values, meta)
+
+
+_REMEDY = "make it anew with python -m stylegan2_fewshot.fisher"
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+    text = json.dumps({**meta, "checksum": _checksum(arrays, meta)})
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        with new.open("wb") as file:
+            np.savez(file, **arrays, meta=np.array(text))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such Fisher file; {_REMEDY}")
+    try:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        meta = json.loads(str(arrays.pop("meta")))
+        checksum = meta.pop("checksum")
+    except _DAMAGE as error:
+        raise ValueError(f"{path}: no Fisher file, or truncated ({error}); {_REMEDY}") from error
+    if checksum != _checksum(arrays, meta):
+        raise ValueError(f"{path}: its numbers were altered after it was written; {_REMEDY}")
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}, meta
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(f"\n{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def summary(fisher: Fisher) -> str:
+    """Return a table: every layer's mean Fisher information, with its standard error."""
+    errors = fisher.meta["standard_error"]
+    width = max(map(len, fisher.values))
+    rows = [f"{'layer':{width}}  mean F     standard error"]
+    for name, value in fisher.values.items():
+        error = "-" if errors[name] is None else f"{errors[name]:.2e}"
+        rows.append(f"{name:{width}}  {value.mean():.2e}   {error}")
+    return "\n".join(rows)
+
+
+@click.command(cls=Command)
+@click.argument("network_pkl")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="File to write; default NETWORK.fisher.npz."
+)
+@click.option("--samples", default=1000, show_default=True, help="Number of generated images.")
+@click.option("--seed", default=0, show_default=True, help="Seed of latents, labels and noise.")
+@click.option(
+    "--network",
+    type=click.Choice(["G", "G_ema"]),
+    default="G",
+    show_default=True,
+    help="Which generator of the pickle.",
+)
+@click.option("--psi", default=1.0, show_default=True, help="Truncation.")
+@click.option(
+    "--noise-mode",
+    type=click.Choice(["random", "const", "none"]),
+    default="random",
+    show_default=True,
+    help="Noise inputs of G.",
+)
+@click.option(
+    "--granularity",
+    type=click.Choice(["parameter", "layer"]),
+    default="parameter",
+    show_default=True,
+    help="One number per parameter, or the mean over each tensor.",
+)
+@click.option("--discriminator", is_flag=True, help="Include D's parameters, for --ewc-network=GD.")
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path, exists=True),
+    help="Array .npy [M, c_dim] of labels to draw from; default: every class alike.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    help="Samples differentiated at once; default: what fits into 256 MiB.",
+)
+@click.option("--loop", is_flag=True, help="Differentiate sample by sample: slow, the reference.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute.",
+)
+def main(
+    network_pkl: str,
+    out: Path | None,
+    network: str,
+    labels: Path | None,
+    batch: int | None,
+    loop: bool,
+    device: str,
+    **settings: Any,
+) -> None:
+    """Estimate the Fisher information of NETWORK_PKL (path, URL or short name) for EWC.
+
+    Several processes share the work: torchrun --nproc-per-node=N -m stylegan2_fewshot.fisher ...
+    An interrupted estimate goes on where it was when the same command is given again.
+    """
+    from training import pickles, sources
+
+    place = _dist.init(device)
+    path = sources.fetch(network_pkl)
+    out = out or path.with_suffix(".fisher.npz")
+    partial = out.with_suffix(".partial.npz")
+    nets = pickles.load(path)
+    fisher = estimate(
+        getattr(nets, network).to(place),
+        nets.D.to(place),
+        Settings(**settings),
+        labels=None if labels is None else torch.from_numpy(np.load(labels, allow_pickle=False)),
+        source=sha256_of(path),
+        network=network,
+        batch=batch,
+        vectorized=not loop,
+        partial=partial,
+    )
+    if _dist.rank() == 0:
+        save(out, fisher)
+        partial.unlink(missing_ok=True)
+        click.echo(f"{summary(fisher)}\n{out}")
+    _dist.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""The losses of StyleGAN2, with the five places where plugins take part."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import stats
+from .plugin import Plugins, Step
+
+
+class StyleGAN2Loss:
+    """Non-saturating logistic loss with R1 and path-length regularisation.
+
+    Karras et al., CVPR 2020 (arXiv 1912.04958); R1: Mescheder et al., ICML 2018 (arXiv 1801.04406).
+
+    Args:
+        device: Where the networks are.
+        G_mapping: `(z, c) -> ws`.
+        G_synthesis: `ws -> images`.
+        D: `(images, c) -> logits [N, 1]`.
+        plugins: Methods that take part; None for none.
+        style_mixing_prob: Share of the samples that get two latents.
+        r1_gamma: Weight of R1.
+        pl_batch_shrink: Path lengths are measured on a batch this many times smaller.
+        pl_decay: How fast the mean path length follows, per batch.
+        pl_weight: Weight of the path-length penalty.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        G_mapping: Callable[..., Tensor],
+        G_synthesis: Callable[..., Tensor],
+        D: Callable[..., Tensor],
+        plugins: Plugins | None = None,
+        style_mixing_prob: float = 0.9,
+        r1_gamma: float = 10,
+        pl_batch_shrink: int = 2,
+        pl_decay: float = 0.01,
+        pl_weight: float = 2,
+    ) -> None:
+        self.G_mapping, self.G_synthesis, self.D = G_mapping, G_synthesis, D
+        self.plugins = Plugins() if plugins is None else plugins
+        self.style_mixing_prob = style_mixing_prob
+        self.r1_gamma = r1_gamma
+        self.pl_batch_shrink, self.pl_decay, self.pl_weight = pl_batch_shrink, pl_decay, pl_weight
+        self.pl_mean = torch.zeros([], device=device)
+        self.cur_nimg = 0  # the loop sets it once an iteration; plugins see it in each Step
+
+    def accumulate_gradients(
+        self,
+        phase: str,
+        real_img: Tensor,
+        real_c: Tensor,
+        gen_z: Tensor,
+        gen_c: Tensor,
+        sync: bool = True,
+        gain: float = 1,
+    ) -> None:
+        """Add the gradients of one phase, for one micro-batch.
+
+        Args:
+            phase: Gmain, Greg, Gboth, Dmain, Dreg or Dboth.
+            real_img: Real images `[N, C, H, W]` in [-1, 1].
+            real_c: Their labels `[N, c_dim]`.
+            gen_z: Latents `[N, z_dim]`.
+            gen_c: Labels of the generated images `[N, c_dim]`.
+            sync: Whether DistributedDataParallel, where a network is wrapped in it, is to average
+                the gradients now.
+            gain: Factor of the loss.
+        """
+        if phase not in ("Gmain", "Greg", "Gboth", "Dmain", "Dreg", "Dboth"):
+            raise ValueError(f"phase must be (G|D)(main|reg|both), got {phase!r}")
+        main, reg = phase[1:] in ("main", "both"), phase[1:] in ("reg", "both")
+        if phase[0] == "G":
+            if main:
+                self._g_main(gen_z, gen_c, gain, sync and not (reg and self.pl_weight))
+            if reg and self.pl_weight != 0:
+                self._g_path_length(gen_z, gen_c, gain, sync)
+        else:
+            if main:
+                self._d_fake(gen_z, gen_c, gain)
+            self._d_real(real_img, real_c, gain, sync, main, reg and self.r1_gamma != 0)
+
+    def pl_noise(self, img: Tensor) -> Tensor:
+        """Draw the standard normal noise of the path-length term, in the shape of `img`."""
+        return torch.randn_like(img)
+
+    def _generate(self, z: Tensor, c: Tensor, sync: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return images, their `ws`, and the label that G was handed."""
+        c = self.plugins.condition(c)
+        with _synced(self.G_mapping, sync):
+            ws = self._mix_styles(self.G_mapping(z, c), z, c)
+        with _synced(self.G_synthesis, sync):
+            return self.G_synthesis(ws), ws, c
+
+    def _mix_styles(self, ws: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        """Give some samples a second latent from a random layer on; one draw for the batch."""
+        if self.style_mixing_prob <= 0:
+            return ws
+        cut = torch.randint(1, ws.shape[1], [], device=ws.device)
+        mixed = torch.rand([], device=ws.device) < self.style_mixing_prob
+        other = self.G_mapping(torch.randn_like(z), c, skip_w_avg_update=True)
+        later = torch.arange(ws.shape[1], device=ws.device) >= cut
+        return torch.where((later & mixed)[:, None], other, ws)
+
+    def _discriminate(self, img: Tensor, c: Tensor, step: Step, sync: bool) -> Tensor:
+        with _synced(self.D, sync):
+            logits: Tensor = self.D(self.plugins.augment(img, step), c)
+        return logits
+
+    def _backward(self, loss: Tensor, step: Step, gain: float) -> None:
+        """Add the plugins' penalties and let the gradients flow."""
+        penalty = self.plugins.penalty(step)
+        loss = loss if penalty is None else loss + penalty
+        loss.mul(gain).backward()  # type: ignore[no-untyped-call]
+
+    def _g_main(self, z: Tensor, c: Tensor, gain: float, sync: bool) -> None:
+        img, ws, c = self._generate(z, c, sync)
+        step = Step("Gmain", self.cur_nimg, c=c, ws=ws, img=img, z=z)
+        step = _with(step, logits=self._discriminate(img, c, step, sync=False))
+        loss = F.softplus(-step.logits)
+        self._report("fake", step.logits)
+        stats.report("Loss/G/loss", loss)
+        self.plugins.observe(step)
+        self._backward(loss.mean(), step, gain)
+
+    def _g_path_length(self, z: Tensor, c: Tensor, gain: float, sync: bool) -> None:
+        """Karras et al. 2020, Eq. 4: keep `|J_w^T y|` at its running mean for random images y."""
+        count = max(len(z) // self.pl_batch_shrink, 1)
+        img, ws, c = self._generate(z[:count], c[:count], sync)
+        noise = self.pl_noise(img) / math.sqrt(img.shape[2] * img.shape[3])
+        (slope,) = torch.autograd.grad((img * noise).sum(), [ws], create_graph=True)
+        lengths = slope.square().sum(2).mean(1).sqrt()
+        mean = self.pl_mean.lerp(lengths.mean(), self.pl_decay)
+        self.pl_mean.copy_(mean.detach())
+        excess = (lengths - mean).square()
+        stats.report("Loss/pl_penalty", excess)
+        step = Step("Gpl", self.cur_nimg, c=c, ws=ws, img=img, z=z[:count])
+        self.plugins.observe(step)
+        # The image takes part with weight 0, so that every parameter has a gradient.
+        self._backward((excess * self.pl_weight + img[:, 0, 0, 0] * 0).mean(), step, gain)
+
+    def _d_fake(self, z: Tensor, c: Tensor, gain: float) -> None:
+        with torch.no_grad():
+            img, ws, c = self._generate(z, c, sync=False)
+        step = Step("Dfake", self.cur_nimg, c=c, ws=ws, img=img, z=z)
+        step = _with(step, logits=self._discriminate(img, c, step, sync=False))
+        self._report("fake", step.logits)
+        self.plugins.observe(step)
+        self._backward(F.softplus(step.logits).mean(), step, gain)
+
+    def _d_real(
+        self, img: Tensor, c: Tensor, gain: float, sync: bool, main: bool, r1: bool
+    ) -> None:
+        if not (main or r1):
+            return
+        step = Step("Dreal" if main else "Dr1", self.cur_nimg, c=c)
+        img, c = self.plugins.real_images(img, self.plugins.condition(c, img), step)
+        img = img.detach().requires_grad_(r1)
+        step = _with(step, c=c, img=img)
+        step = _with(step, logits=self._discriminate(img, c, step, sync))
+        self._report("real", step.logits)
+        self.plugins.observe(step)
+        loss = F.softplus(-step.logits).mean() if main else step.logits.mean() * 0
+        if main:
+            stats.report("Loss/D/loss", F.softplus(-step.logits))
+        if r1:
+            (slope,) = torch.autograd.grad(step.logits.sum(), [img], create_graph=True)
+            square = slope.square().sum([1, 2, 3])
+            stats.report("Loss/r1_penalty", square)
+            loss = loss + square.mean() * (self.r1_gamma / 2)
+        self._backward(loss, step, gain)
+
+    @staticmethod
+    def _report(kind: str, logits: Tensor) -> None:
+        stats.report(f"Loss/scores/{kind}", logits)
+        stats.report(f"Loss/signs/{kind}", logits.sign())
+
+
+def _with(step: Step, **changes: Any) -> Step:
+    return Step(**{**vars(step), **changes})
+
+
+@contextlib.contextmanager
+def _synced(module: Any, sync: bool) -> Iterator[None]:
+    """Keep DistributedDataParallel from averaging gradients unless it is time to."""
+    wrapped = isinstance(module, torch.nn.parallel.DistributedDataParallel)
+    with contextlib.nullcontext() if sync or not wrapped else module.no_sync():
+        yield

@@ -1,0 +1,234 @@
+"""Convolution with resampling, plain and modulated by styles (Karras et al. 2020, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .resample import (
+    Pair,
+    add_padding,
+    as_padding,
+    down_padding,
+    filter_size,
+    up_padding,
+    upfirdn2d,
+)
+
+
+def conv2d_resample(
+    x: Tensor,
+    w: Tensor,
+    f: Tensor | None = None,
+    up: int = 1,
+    down: int = 1,
+    padding: Pair = 0,
+    groups: int = 1,
+    flip_weight: bool = True,
+    flip_filter: bool = False,
+) -> Tensor:
+    """Convolve images, upsampling before or downsampling after it.
+
+    Args:
+        x: Images `[N, C, H, W]`.
+        w: Weights `[O, C / groups, k, k]`, dtype of `x`.
+        f: Low-pass filter of `setup_filter` for the resampling, or None.
+        up: Upsampling factor.
+        down: Downsampling factor.
+        padding: Padding of the convolution, in pixels of the upsampled image: one number,
+            `[x, y]` or `[left, right, top, bottom]`.
+        groups: Groups of channels.
+        flip_weight: Correlate, as `torch.nn.functional.conv2d` does, instead of convolve.
+        flip_filter: Correlate with `f` instead of convolve.
+    """
+    if not flip_weight:
+        w = w.flip([2, 3])
+    sides = list(as_padding(padding))
+    if up > 1:
+        sides = add_padding(sides, up_padding(f, (up, up)))
+    if down > 1:
+        sides = add_padding(sides, down_padding(f, (down, down)))
+    if up == down == 1:
+        return _convolve(x, w, sides, groups=groups)
+    if groups == 1 and {up, down} == {1, 2} and f is not None and _pays_to_fuse(x, w, f, up, sides):
+        return _fused(x, w, f if flip_filter else f.flip(list(range(f.ndim))), up, sides)
+    if up == 1:
+        early = down if _is_pointwise(w) else 1  # a 1x1 convolution may as well come last
+        x = upfirdn2d(x, f, down=early, padding=sides, flip_filter=flip_filter)
+        return F.conv2d(x, w, stride=down // early, groups=groups)
+    if down == 1:
+        return _up(x, w, f, up, sides, groups, flip_filter)
+    x = upfirdn2d(x, f, up=up, padding=sides, gain=up**2, flip_filter=flip_filter)
+    return upfirdn2d(F.conv2d(x, w, groups=groups), f, down=down, flip_filter=flip_filter)
+
+
+def modulated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    noise: Tensor | None = None,
+    up: int = 1,
+    down: int = 1,
+    padding: Pair = 0,
+    resample_filter: Tensor | None = None,
+    demodulate: bool = True,
+    flip_weight: bool = True,
+    fused_modconv: bool = True,
+) -> Tensor:
+    """Convolve each image with weights scaled by its own styles.
+
+    Karras et al. 2020 (arXiv 1912.04958), Eq. 1 and 3.
+
+    Args:
+        x: Images `[N, C, H, W]`.
+        weight: Weights `[O, C, k, k]`.
+        styles: A factor for every image and input channel, `[N, C]`.
+        noise: What to add to the result, broadcastable to it.
+        up: Upsampling factor.
+        down: Downsampling factor.
+        padding: Padding as in `conv2d_resample`.
+        resample_filter: Low-pass filter for the resampling.
+        demodulate: Scale each image's output channels to unit variance.
+        flip_weight: Correlate instead of convolve.
+        fused_modconv: Build each image's own weights, instead of scaling its activations before
+            and after a shared convolution. The same numbers; memory `[N, O, C, k, k]`.
+    """
+    if demodulate and x.dtype in (torch.float16, torch.bfloat16):  # keeps float16 from overflowing
+        fan_in = weight[0].numel()
+        weight = weight / weight.abs().amax([1, 2, 3], keepdim=True) / fan_in**0.5
+        styles = styles / styles.abs().amax(1, keepdim=True)
+    scale = _demodulation(weight, styles) if demodulate else None
+    arguments = dict(f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight)
+    if fused_modconv:
+        y = _per_image(x, weight, styles, scale, arguments)
+        return y if noise is None else y + noise.to(y.dtype)
+    y = conv2d_resample(x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype), **arguments)  # type: ignore[arg-type]
+    noise = None if noise is None else noise.to(y.dtype)
+    if scale is None:
+        return y if noise is None else y + noise
+    scale = scale.to(y.dtype)[:, :, None, None]
+    return y * scale if noise is None else torch.addcmul(noise, y, scale)
+
+
+def _demodulation(weight: Tensor, styles: Tensor) -> Tensor:
+    """Return `1 / |weight * styles|` for every image and output channel, `[N, O]`.
+
+    The sum of squares over a kernel does not depend on the image, so no weights per image are
+    needed: `sum (w s)^2 = (sum w^2) s^2`.
+    """
+    energy = weight.float().square().sum([2, 3])
+    return (styles.float().square() @ energy.t() + 1e-8).rsqrt()
+
+
+def _per_image(
+    x: Tensor, weight: Tensor, styles: Tensor, scale: Tensor | None, arguments: dict[str, object]
+) -> Tensor:
+    """Convolve as one grouped convolution, one group per image."""
+    count, (outputs, channels, *kernel) = x.shape[0], weight.shape
+    own = weight[None] * styles[:, None, :, None, None]
+    if scale is not None:
+        own = own * scale[:, :, None, None, None]
+    own = own.to(x.dtype).reshape(count * outputs, channels, *kernel)
+    y = conv2d_resample(x.reshape(1, -1, *x.shape[2:]), own, groups=count, **arguments)  # type: ignore[arg-type]
+    return y.reshape(count, outputs, *y.shape[2:])
+
+
+def _is_pointwise(w: Tensor) -> bool:
+    return w.shape[2] == w.shape[3] == 1
+
+
+def _convolve(x: Tensor, w: Tensor, sides: Sequence[int], groups: int = 1) -> Tensor:
+    left, right, top, bottom = sides
+    if left == right >= 0 and top == bottom >= 0:
+        return F.conv2d(x, w, padding=(top, left), groups=groups)
+    return F.conv2d(F.pad(x, [left, right, top, bottom]), w, groups=groups)
+
+
+def _up(
+    x: Tensor,
+    w: Tensor,
+    f: Tensor | None,
+    up: int,
+    sides: Sequence[int],
+    groups: int,
+    flip_filter: bool,
+) -> Tensor:
+    """Convolve at the low resolution: transposed convolution, then filter."""
+    if _is_pointwise(w):
+        y = F.conv2d(x, w, groups=groups)
+        return upfirdn2d(y, f, up=up, padding=sides, gain=up**2, flip_filter=flip_filter)
+    outputs, channels, high, wide = w.shape
+    turned = w.flip([2, 3]).reshape(groups, outputs // groups, channels, high, wide).transpose(1, 2)
+    turned = turned.reshape(groups * channels, outputs // groups, high, wide)
+    y = F.conv_transpose2d(x, turned, stride=up, groups=groups)
+    full = [1 - wide, up - wide, 1 - high, up - high]  # what the transposed convolution has added
+    return upfirdn2d(y, f, padding=add_padding(sides, full), gain=up**2, flip_filter=flip_filter)
+
+
+def _pays_to_fuse(x: Tensor, w: Tensor, f: Tensor, up: int, sides: Sequence[int]) -> bool:
+    """Return whether one larger convolution replaces a small one and a filter, and is faster.
+
+    In bfloat16 on the CPU a stride-1 convolution runs at many times the rate of a transposed one,
+    and a filter costs as much as a convolution. Only an exact change of size by two is covered.
+    """
+    if x.device.type != "cpu" or x.dtype is not torch.bfloat16:
+        return False
+    grown = [w.shape[3] + filter_size(f)[0] - 2, w.shape[2] + filter_size(f)[1] - 2]
+    exact = [sides[0] + sides[1] == grown[0] + up - 1, sides[2] + sides[3] == grown[1] + up - 1]
+    return all(exact) and (up == 2 or x.shape[2] % 2 == x.shape[3] % 2 == 0)
+
+
+def _fused(x: Tensor, w: Tensor, f: Tensor, up: int, sides: Sequence[int]) -> Tensor:
+    """Resample by two and convolve as one stride-1 convolution between blocks of 2x2 pixels.
+
+    Filter (as it correlates) and weights are merged into one kernel, whose four phases become
+    channels: of the input when downsampling, of the output when upsampling.
+    """
+    f = torch.outer(f, f) if f.ndim == 1 else f
+    # Downsampling wants an even padding, upsampling an odd one: then all phases are aligned.
+    left, top = (side + (side + up - 1) % 2 for side in (sides[0], sides[2]))
+    kernel = _merge(w, f * up**2, left - sides[0], top - sides[2])
+    outputs, channels, high, wide = kernel.shape
+    phases = kernel.reshape(outputs, channels, high // 2, 2, wide // 2, 2)
+    before = [(left - up + 1) // 2, (top - up + 1) // 2]
+    around = [before[0], wide // 2 - 1 - before[0], before[1], high // 2 - 1 - before[1]]
+    if up == 1:
+        blocks = phases.permute(0, 3, 5, 1, 2, 4).reshape(outputs, -1, high // 2, wide // 2)
+        return _convolve(_space_to_depth(x), blocks, around)
+    # With an odd padding, output phase a meets the taps of parity 1 - a.
+    blocks = (
+        phases.flip([3, 5]).permute(3, 5, 0, 1, 2, 4).reshape(-1, channels, high // 2, wide // 2)
+    )
+    return _depth_to_space(_convolve(x, blocks, around))
+
+
+def _merge(w: Tensor, f: Tensor, left: int, top: int) -> Tensor:
+    """Return the kernel that correlates with `f` and then with `w`, in float32 inside.
+
+    It begins with `left` and `top` taps of zero and has an even size.
+    """
+    high, wide = w.shape[2] + f.shape[0] - 1 + top, w.shape[3] + f.shape[1] - 1 + left
+    single = torch.eye(w[0, 0].numel(), device=w.device).reshape(-1, 1, *w.shape[2:])
+    spread = F.conv2d(single, f.flip([0, 1])[None, None], padding=(f.shape[0] - 1, f.shape[1] - 1))
+    spread = F.pad(spread, [left, wide % 2, top, high % 2])
+    merged = w.float().flatten(2) @ spread.flatten(1)
+    return merged.reshape(*w.shape[:2], *spread.shape[2:]).to(w.dtype)
+
+
+def _space_to_depth(x: Tensor) -> Tensor:
+    """Turn blocks of 2x2 pixels into channels, ordered (row, column, channel)."""
+    count, channels, high, wide = x.shape
+    x = x.permute(0, 2, 3, 1).reshape(count, high // 2, 2, wide // 2, 2, channels)
+    x = x.permute(0, 1, 3, 2, 4, 5).reshape(count, high // 2, wide // 2, 4 * channels)
+    return x.permute(0, 3, 1, 2)
+
+
+def _depth_to_space(x: Tensor) -> Tensor:
+    """Undo `_space_to_depth`."""
+    count, channels, high, wide = x.shape
+    x = x.permute(0, 2, 3, 1).reshape(count, high, wide, 2, 2, channels // 4)
+    x = x.permute(0, 1, 3, 2, 4, 5).reshape(count, high * 2, wide * 2, channels // 4)
+    return x.permute(0, 3, 1, 2)

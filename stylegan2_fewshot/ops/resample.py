@@ -1,0 +1,234 @@
+"""Upsampling, FIR filtering and downsampling of images in one operation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import backend
+
+Pair = int | Sequence[int]
+
+
+def setup_filter(
+    f: Any,
+    device: torch.device | str = "cpu",
+    normalize: bool = True,
+    flip_filter: bool = False,
+    gain: float = 1,
+    separable: bool | None = None,
+) -> Tensor:
+    """Return an FIR filter as `upfirdn2d` takes it: float32, 1-D if separable, else 2-D.
+
+    Args:
+        f: Numbers, `[taps]` or `[height, width]`; None for the identity.
+        device: Where to put the filter.
+        normalize: Scale it to a sum of 1.
+        flip_filter: Reverse it.
+        gain: Factor for the signal's magnitude, over both dimensions.
+        separable: Keep a 1-D filter as it is; default: from 8 taps on.
+    """
+    taps = torch.as_tensor(1 if f is None else f, dtype=torch.float32, device=device)
+    taps = taps.reshape(1) if taps.ndim == 0 else taps
+    if taps.ndim > 2 or taps.numel() == 0:
+        raise ValueError(f"f must be [taps] or [height, width], got {list(taps.shape)}")
+    if separable is None:
+        separable = taps.ndim == 1 and taps.numel() >= 8
+    if taps.ndim == 1 and not separable:
+        taps = torch.outer(taps, taps)
+    if separable and taps.ndim == 2:
+        raise ValueError("separable=True needs a 1-D filter, got a 2-D one")
+    if normalize:
+        taps = taps / taps.sum()
+    if flip_filter:
+        taps = taps.flip(list(range(taps.ndim)))
+    return taps * gain ** (taps.ndim / 2)
+
+
+def upfirdn2d(
+    x: Tensor,
+    f: Tensor | None,
+    up: Pair = 1,
+    down: Pair = 1,
+    padding: Pair = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> Tensor:
+    """Insert zeros, pad, filter, and keep every n-th pixel.
+
+    Args:
+        x: Images `[N, C, H, W]`, any float dtype.
+        f: Filter of `setup_filter`, or None for the identity.
+        up: Upsampling factor, or `[x, y]`; zeros follow each pixel.
+        down: Downsampling factor, or `[x, y]`.
+        padding: Zeros around the upsampled image: one number, `[x, y]`, or
+            `[left, right, top, bottom]`; negative numbers crop.
+        flip_filter: Correlate instead of convolve.
+        gain: Factor for the signal's magnitude.
+
+    Returns:
+        Images `[N, C, H', W']` with `W' = (W * up + left + right - taps) // down + 1`.
+    """
+    if f is None:
+        f = torch.ones(1, 1, device=x.device)
+    return _UpFirDn.apply(
+        x, f, as_pair(up), as_pair(down), as_padding(padding), flip_filter, float(gain)
+    )
+
+
+def filter2d(
+    x: Tensor, f: Tensor | None, padding: Pair = 0, flip_filter: bool = False, gain: float = 1
+) -> Tensor:
+    """Filter images, keeping their size; `padding` comes on top of what that takes."""
+    wide, high = filter_size(f)
+    left, right, top, bottom = as_padding(padding)
+    whole = [left + wide // 2, right + (wide - 1) // 2, top + high // 2, bottom + (high - 1) // 2]
+    return upfirdn2d(x, f, padding=whole, flip_filter=flip_filter, gain=gain)
+
+
+def upsample2d(
+    x: Tensor,
+    f: Tensor | None,
+    up: Pair = 2,
+    padding: Pair = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> Tensor:
+    """Enlarge images `up` times at equal brightness; `padding` is that of the result."""
+    upx, upy = as_pair(up)
+    whole = add_padding(as_padding(padding), up_padding(f, (upx, upy)))
+    return upfirdn2d(x, f, (upx, upy), 1, whole, flip_filter, gain * upx * upy)
+
+
+def downsample2d(
+    x: Tensor,
+    f: Tensor | None,
+    down: Pair = 2,
+    padding: Pair = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> Tensor:
+    """Shrink images `down` times at equal brightness; `padding` is that of the input."""
+    whole = add_padding(as_padding(padding), down_padding(f, as_pair(down)))
+    return upfirdn2d(x, f, 1, down, whole, flip_filter, gain)
+
+
+def up_padding(f: Tensor | None, up: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return the padding at which upsampling by `up` multiplies the size exactly."""
+    (wide, high), (upx, upy) = filter_size(f), up
+    return (wide + upx - 1) // 2, (wide - upx) // 2, (high + upy - 1) // 2, (high - upy) // 2
+
+
+def down_padding(f: Tensor | None, down: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return the padding at which downsampling by `down` divides the size exactly."""
+    (wide, high), (dx, dy) = filter_size(f), down
+    return (wide - dx + 1) // 2, (wide - dx) // 2, (high - dy + 1) // 2, (high - dy) // 2
+
+
+def add_padding(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    """Return the sum of two paddings, side by side."""
+    return [a + b for a, b in zip(one, other, strict=True)]
+
+
+def filter_size(f: Tensor | None) -> tuple[int, int]:
+    """Return a filter's (width, height)."""
+    return (1, 1) if f is None else (f.shape[-1], f.shape[0])
+
+
+def as_pair(value: Pair) -> tuple[int, int]:
+    """Return a factor as (x, y)."""
+    x, y = (value, value) if isinstance(value, int) else value
+    return int(x), int(y)
+
+
+def as_padding(value: Pair) -> tuple[int, int, int, int]:
+    """Return a padding as (left, right, top, bottom)."""
+    sides = [value] if isinstance(value, int) else list(value)
+    left, right, top, bottom = {
+        1: lambda: sides * 4,
+        2: lambda: [sides[0], sides[0], sides[1], sides[1]],
+        4: lambda: sides,
+    }[len(sides)]()
+    return left, right, top, bottom
+
+
+class _UpFirDn(torch.autograd.Function):
+    """The operation; its gradient is the same operation with up and down exchanged."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, f, up, down, padding, flip_filter, gain):  # type: ignore[no-untyped-def]
+        kernels = backend.kernels(x)
+        run = _plain if kernels is None else kernels.upfirdn2d
+        return run(x, f, up, down, padding, flip_filter, gain)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        x, f, *ctx.arguments = inputs
+        ctx.save_for_backward(f)
+        ctx.sizes = (x.shape[-1], output.shape[-1]), (x.shape[-2], output.shape[-2])
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[no-untyped-def]
+        (f,) = ctx.saved_tensors
+        up, down, padding, flip_filter, gain = ctx.arguments
+        mirrored: list[int] = []
+        for axis, (before, after) in enumerate(ctx.sizes):
+            start = padding[2 * axis]
+            mirrored.append(filter_size(f)[axis] - 1 - start)
+            mirrored.append(before * up[axis] - after * down[axis] + start - up[axis] + 1)
+        dx = _UpFirDn.apply(dy, f, down, up, tuple(mirrored), not flip_filter, gain)
+        return dx, None, None, None, None, None, None
+
+
+def _plain(
+    x: Tensor,
+    f: Tensor,
+    up: tuple[int, int],
+    down: tuple[int, int],
+    padding: Sequence[int],
+    flip_filter: bool,
+    gain: float,
+) -> Tensor:
+    """Reference implementation: depthwise convolution, channels-last on the CPU."""
+    f = f * gain ** (f.ndim / 2)
+    f = (f if flip_filter else f.flip(list(range(f.ndim)))).to(x.dtype)
+    if x.device.type == "cpu":
+        x = x.contiguous(memory_format=torch.channels_last)
+    if f.ndim == 2:
+        return _pass(x, f, up, down, padding)
+    left, right, top, bottom = padding
+    x = _pass(x, f[None, :], (up[0], 1), (down[0], 1), (left, right, 0, 0))
+    return _pass(x, f[:, None], (1, up[1]), (1, down[1]), (0, 0, top, bottom))
+
+
+def _pass(
+    x: Tensor, f: Tensor, up: tuple[int, int], down: tuple[int, int], padding: Sequence[int]
+) -> Tensor:
+    """Upsample, pad, correlate with a 2-D filter, and downsample."""
+    channels = x.shape[1]
+    x = _insert_zeros(x, *up)
+    left, right, top, bottom = padding
+    ahead = (top, left) if top == bottom >= 0 and left == right >= 0 else (0, 0)
+    if ahead == (0, 0) and any(padding):
+        x = F.pad(x, [left, right, top, bottom])
+    if f.numel() == 1:
+        x = F.pad(x, [ahead[1], ahead[1], ahead[0], ahead[0]]) if any(ahead) else x
+        return x[:, :, :: down[1], :: down[0]] * f.reshape([])
+    weight = f[None, None].expand(channels, 1, *f.shape).contiguous()
+    return F.conv2d(x, weight, padding=ahead, stride=down[::-1], groups=channels)
+
+
+def _insert_zeros(x: Tensor, upx: int, upy: int) -> Tensor:
+    """Follow every pixel by `upx - 1` zeros to the right and `upy - 1` below."""
+    if upx == upy == 1:
+        return x
+    count, channels, high, wide = x.shape
+    x = x.permute(0, 2, 3, 1).reshape(count, high, 1, wide, 1, channels)
+    x = F.pad(x, [0, 0, 0, upx - 1, 0, 0, 0, upy - 1])
+    return x.reshape(count, high * upy, wide * upx, channels).permute(0, 3, 1, 2)

@@ -1,0 +1,311 @@
+"""Command-line options out of constructors: a plugin's signature is its part of the command."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import click
+
+from .plugin import Plugin, find, load_external, registry
+
+SCALARS: dict[Any, click.ParamType[Any]] = {float: click.FLOAT, int: click.INT, str: click.STRING}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One parameter of a plugin's constructor, as an option of the command line.
+
+    Attributes:
+        plugin: Name of the plugin.
+        parameter: Name of the constructor's parameter.
+        flag: The option without its leading dashes.
+        type: Annotation without `| None`: float, int, bool, str or a Literal of strings.
+        default: Value where the option is not given.
+        help: Text of the docstring's `Args:` section.
+    """
+
+    plugin: str
+    parameter: str
+    flag: str
+    type: Any
+    default: Any
+    help: str
+
+    @property
+    def key(self) -> str:
+        """The option as an identifier, the key in the values that a command hands on."""
+        return self.flag.replace("-", "_")
+
+    @property
+    def bare(self) -> bool:
+        """Whether the option does without the plugin's name in front."""
+        return self.flag != self.plugin and not self.flag.startswith(f"{self.plugin}-")
+
+
+def options_of(cls: type[Plugin]) -> list[Option]:
+    """Return the options of a plugin class, in the order of its constructor's parameters.
+
+    Raises:
+        TypeError: A parameter is not keyword-only, annotated, defaulted and documented.
+    """
+    texts = _documented(cls)
+    hints = get_type_hints(cls.__init__)
+    parameters = list(inspect.signature(cls).parameters.values())
+    for parameter in parameters:
+        _check(cls, parameter, hints, texts)
+    return [
+        Option(
+            plugin=cls.name,
+            parameter=p.name,
+            flag=_flag(cls, p.name),
+            type=_without_none(hints[p.name]),
+            default=p.default,
+            help=texts[p.name],
+        )
+        for p in parameters
+    ]
+
+
+def switch(cls: type[Plugin]) -> str:
+    """Return the option that switches a plugin on, as the user types it."""
+    return f"--aug={cls.name}" if cls.augmentation else f"--{options_of(cls)[0].flag}"
+
+
+def title(cls: type[Plugin]) -> str:
+    """Return the first line of the plugin's docstring."""
+    return (inspect.getdoc(cls) or cls.name).partition("\n")[0]
+
+
+def all_options() -> dict[str, list[Option]]:
+    """Return the options of all registered plugins by key; a bare one may serve several."""
+    claims: dict[str, list[Option]] = {}
+    for cls in registry().values():
+        for option in options_of(cls):
+            claims.setdefault(option.key, []).append(option)
+    return claims
+
+
+def parse(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the plugins that are on, with all of their constructor arguments.
+
+    Args:
+        values: Options that were given, by key and in the order of the command line; None stands
+            for one that was not. `aug` lists augmentation plugins, separated by commas.
+
+    Raises:
+        ValueError: An unknown augmentation, or an option of a plugin that is not on.
+    """
+    given = {key: value for key, value in values.items() if value is not None}
+    claims = all_options()
+    names = _switched_on(given, claims)
+    plugins = {n: {o.parameter: o.default for o in options_of(find(n))} for n in names}
+    for key, value in given.items():
+        for option in _receivers(key, value, claims, given, names):
+            plugins[option.plugin][option.parameter] = value
+    return plugins
+
+
+def describe(values: Mapping[str, Any]) -> list[str]:
+    """Return the plugins and bare options that were given as words for a run directory's name."""
+    claims, words = all_options(), []
+    for key, value in values.items():
+        if value is None:
+            continue
+        if key == "aug":
+            words += augmentations(value) or ["noaug"]
+        elif claims[key][0].bare or claims[key][0].flag == claims[key][0].plugin:
+            words.append(value if isinstance(value, str) else f"{claims[key][0].flag}{value:g}")
+        elif _switched_by(claims[key][0]):
+            words.append(claims[key][0].plugin)
+    return words
+
+
+def augmentations(text: str) -> list[str]:
+    """Return the plugins that `--aug=text` names; `noaug` names none.
+
+    Raises:
+        ValueError: One of them is no augmentation, or is named twice.
+    """
+    names = [] if text == "noaug" else text.split(",")
+    known = [name for name, cls in registry().items() if cls.augmentation]
+    if not set(names) <= set(known) or len(set(names)) < len(names):
+        raise ValueError(f"--aug={text}: use noaug, or each at most once of {', '.join(known)}")
+    return names
+
+
+def _switched_by(option: Option) -> bool:
+    """Return whether giving `option` switches its plugin on."""
+    cls = find(option.plugin)
+    return not cls.augmentation and option == options_of(cls)[0]
+
+
+def _switched_on(given: Mapping[str, Any], claims: Mapping[str, list[Option]]) -> list[str]:
+    names: list[str] = []
+    for key, value in given.items():
+        if key == "aug":
+            names += augmentations(value)
+        else:
+            names += [o.plugin for o in claims.get(key, []) if _switched_by(o)]
+    return names
+
+
+def _receivers(
+    key: str,
+    value: Any,
+    claims: Mapping[str, list[Option]],
+    given: Mapping[str, Any],
+    names: Iterable[str],
+) -> list[Option]:
+    """Return whom a value belongs to: plugins that are on and claim it, or else the only
+    augmentation that has a parameter of that name, as `--target` with `--aug=apa`."""
+    if key == "aug":
+        return []
+    if key not in claims:
+        raise ValueError(f"--{key.replace('_', '-')}={value}: no plugin has this option")
+    if direct := [option for option in claims[key] if option.plugin in names]:
+        return direct
+    active = [cls for cls in map(find, names) if cls.augmentation]
+    heirs = [o for cls in active for o in options_of(cls) if o.parameter == key]
+    if claims[key][0].bare and len(active) == 1 and heirs:
+        return heirs
+    raise ValueError(_off(claims[key], value, given.get("aug", "noaug")))
+
+
+def _off(claimants: list[Option], value: Any, aug: str) -> str:
+    ways = [switch(find(option.plugin)) for option in claimants]
+    if aug != "noaug":
+        ways = [way.replace("--aug=", f"--aug={aug},") for way in ways]
+    owners = " or ".join(option.plugin for option in claimants)
+    return f"--{claimants[0].flag}={value} needs {owners}, which is off; add {' or '.join(ways)}"
+
+
+def _flag(cls: type[Plugin], parameter: str) -> str:
+    name = parameter.rstrip("_").replace("_", "-")
+    return cls.option_names.get(parameter, name if name == cls.name else f"{cls.name}-{name}")
+
+
+def _documented(cls: type[Plugin]) -> dict[str, str]:
+    """Return the parameters' descriptions out of a google-style `Args:` section."""
+    section = re.search(r"^Args:\n((?: +.*\n?|\n)+)", inspect.getdoc(cls) or "", re.MULTILINE)
+    entries = re.split(r"^    (?=\w+: )", section[1] if section else "", flags=re.MULTILINE)
+    pairs = (entry.partition(": ") for entry in entries if entry.strip())
+    return {name: " ".join(text.split()) for name, _, text in pairs}
+
+
+def _check(
+    cls: type[Plugin],
+    parameter: inspect.Parameter,
+    hints: Mapping[str, Any],
+    texts: Mapping[str, str],
+) -> None:
+    rules = {
+        "keyword-only": parameter.kind is parameter.KEYWORD_ONLY,
+        "annotated": parameter.name in hints,
+        "defaulted": parameter.default is not parameter.empty,
+        "described under Args:": bool(texts.get(parameter.name)),
+    }
+    for rule, holds in rules.items():
+        if not holds:
+            raise TypeError(f"plugin {cls.name!r}: parameter {parameter.name!r} must be {rule}")
+    _click_type(_without_none(hints[parameter.name]))
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) not in (Union, types.UnionType):
+        return annotation
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    return kinds[0] if len(kinds) == 1 else annotation
+
+
+def _click_type(annotation: Any) -> click.ParamType[Any]:
+    if get_origin(annotation) is Literal:
+        return click.Choice(get_args(annotation))
+    if annotation is bool:
+        return click.BOOL
+    if annotation not in SCALARS:
+        raise TypeError(f"no option can hold {annotation}; use float, int, bool, str or Literal")
+    return SCALARS[annotation]
+
+
+class PluginOption(click.Option):
+    """A plugin's option: None unless it was given, and listed under its plugin in the help."""
+
+    def __init__(self, option: Option) -> None:
+        cls = find(option.plugin)
+        self.heading = f"{switch(cls)}: {title(cls).rstrip('.')}"
+        negative = f"/--no-{option.flag}" if option.type is bool else ""
+        default = "" if option.default is None else f"  [default: {option.default}]"
+        super().__init__(
+            [f"--{option.flag}{negative}", option.key],
+            type=_click_type(option.type),
+            default=None,
+            help=option.help + default,
+        )
+
+
+class Command(click.Command):
+    """A command whose user's mistakes end in one line and exit status 2."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            raise Mistake(error.format_message()) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:
+            raise Mistake(str(error)) from error
+
+
+class PluginCommand(Command):
+    """A command that has the options of every registered plugin, and those of `--plugin`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Import what `--plugin` names before its options are looked for."""
+        try:
+            for place in _external(args):
+                load_external(place)
+            return super().parse_args(ctx, args)
+        except (ValueError, TypeError) as error:
+            raise Mistake(str(error)) from error
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the command's own parameters, then the plugins'."""
+        own = super().get_params(ctx)
+        taken = {name for param in own for name in param.opts}
+        options = [PluginOption(claimants[0]) for claimants in all_options().values()]
+        for option in options:
+            if taken & set(option.opts):
+                raise ValueError(f"{option.heading}: {option.opts[0]} is an option of its own")
+        return [*own, *options]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section per plugin, headed by the first line of its docstring."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if record := param.get_help_record(ctx):
+                sections.setdefault(getattr(param, "heading", "Options"), []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+class Mistake(click.ClickException):
+    """A user's mistake: `Error: message` and exit status 2, without a traceback."""
+
+    exit_code = 2
+
+
+def _external(args: list[str]) -> list[str]:
+    """Return the values of `--plugin` among raw arguments."""
+    joined = [arg.partition("=")[2] for arg in args if arg.startswith("--plugin=")]
+    apart = [value for arg, value in pairwise(args) if arg == "--plugin"]
+    return joined + apart

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import generate
+from stylegan2_fewshot import _dist
+from training import grids, pickles
+from training.networks import Discriminator, Generator
+
+
+def build(path: Path, c_dim: int = 0, channels: int = 3) -> Path:
+    torch.manual_seed(0)
+    shape = {"c_dim": c_dim, "img_resolution": 16, "img_channels": channels}
+    widths = {"channel_base": 128, "channel_max": 8}
+    small = {"mapping_kwargs": {"num_layers": 2}, "synthesis_kwargs": widths}
+    G = Generator(z_dim=8, w_dim=8, **shape, **small)
+    for name, parameter in G.named_parameters():
+        if name.endswith("noise_strength"):  # starts at 0, where the noise mode changes nothing
+            parameter.data.fill_(1.0)
+    pickles.save(path, G=G, D=Discriminator(**shape, **widths), G_ema=G)
+    return path
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("plain") / "net.pkl")
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("classes") / "net.pkl", c_dim=3)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(generate.main, [str(argument) for argument in arguments])
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_images_are_those_of_the_seeds(network: Path, tmp_path: Path) -> None:
+    result = run("--network", network, "--seeds", "3,5-6", "--trunc", 0.7, "--outdir", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"seed000{seed}.png" for seed in (3, 5, 6)
+    ]
+    G = pickles.load(network).G_ema.to(_dist.init())
+    z = torch.from_numpy(np.random.RandomState(5).randn(1, 8)).to(_dist.init(), torch.float32)
+    img = G(z, torch.zeros(1, 0, device=z.device), truncation_psi=0.7, noise_mode="const")
+    expected = (img[0] * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu()
+    np.testing.assert_array_equal(pixels(tmp_path / "seed0005.png"), expected.numpy())
+
+
+@pytest.mark.parametrize("mode", ["random", "none"])
+def test_noise_modes_differ_and_repeat(network: Path, tmp_path: Path, mode: str) -> None:
+    for folder, noise_mode in (("const", "const"), ("one", mode), ("two", mode)):
+        place = tmp_path / folder
+        options = ("--noise-mode", noise_mode, "--outdir", place)
+        assert run("--network", network, "--seeds", 1, *options).exit_code == 0
+    const, one, two = (pixels(tmp_path / f / "seed0001.png") for f in ("const", "one", "two"))
+    np.testing.assert_array_equal(one, two)
+    assert (one != const).any()
+
+
+def test_classes_change_the_image(conditional: Path, tmp_path: Path) -> None:
+    for index in (0, 2):
+        options = ("--class", index, "--outdir", tmp_path / str(index))
+        assert run("--network", conditional, "--seeds", 0, *options).exit_code == 0
+    one, two = (pixels(tmp_path / str(index) / "seed0000.png") for index in (0, 2))
+    assert (one != two).any()
+
+
+def test_projected_latents(network: Path, tmp_path: Path) -> None:
+    G = pickles.load(network).G_ema.to(_dist.init())
+    z = torch.randn(2, 8, device=next(G.parameters()).device)
+    ws = G.mapping(z, torch.zeros(2, 0, device=z.device))
+    np.savez(tmp_path / "w.npz", w=ws.cpu().numpy())
+    out = tmp_path / "out"
+    result = run("--network", network, "--projected-w", tmp_path / "w.npz", "--outdir", out)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir()) == ["proj00.png", "proj01.png"]
+    expected = grids.to_pixels(G.synthesis(ws[1:], noise_mode="const"))[0]
+    np.testing.assert_array_equal(pixels(out / "proj01.png"), expected)
+
+
+def test_grid_shows_every_seed(network: Path, tmp_path: Path) -> None:
+    run("--network", network, "--seeds", "0-9", "--grid", "--outdir", tmp_path)
+    picture = pixels(tmp_path / "grid.png")
+    # Two rows, of 8 and of 2 images, which start where the label ends.
+    top = grids.GAP
+    left = picture.shape[1] - 8 * 16
+    np.testing.assert_array_equal(
+        picture[top : top + 16, left + 48 : left + 64], pixels(tmp_path / "seed0003.png")
+    )
+    top += 16 + grids.GAP
+    np.testing.assert_array_equal(
+        picture[top : top + 16, left + 16 : left + 32], pixels(tmp_path / "seed0009.png")
+    )
+    assert (picture[:, :left] < 128).any()
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_channels(tmp_path: Path, channels: int, mode: str) -> None:
+    network = build(tmp_path / "net.pkl", channels=channels)
+    run("--network", network, "--seeds", 0, "--outdir", tmp_path, "--grid")
+    with Image.open(tmp_path / "seed0000.png") as image:
+        assert image.mode == mode
+    assert (tmp_path / "grid.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("0", [0]), ("0-3,40", [0, 1, 2, 3, 40]), (" 7 , 5-5", [7, 5]), ("4294967295", [2**32 - 1])],
+)
+def test_seeds(text: str, seeds: list[int]) -> None:
+    assert parsed(text) == seeds
+
+
+def parsed(text: str) -> list[int]:
+    option = next(p for p in generate.main.params if p.name == "seeds")
+    return generate.parse_seeds(
+        generate.main.make_context("x", [], resilient_parsing=True), option, text
+    )
+
+
+@pytest.mark.parametrize("text", ["", "x", "3-1", "-1", "1,,2", "1.5", "4294967296", "0-"])
+def test_bad_seeds(network: Path, tmp_path: Path, text: str) -> None:
+    result = run("--network", network, f"--seeds={text}", "--outdir", tmp_path)
+    assert_one_line(result, f"--seeds={text}: ")
+    assert "is no seed; write numbers and ranges such as 0-35,40" in result.output
+
+
+def assert_one_line(result: Result, start: str) -> None:
+    assert result.exit_code == 2
+    assert result.output.startswith(f"Error: {start}")
+    assert result.output.count("\n") == 1
+
+
+def test_bad_networks(tmp_path: Path) -> None:
+    options = ("--seeds", 0, "--outdir", tmp_path)
+    assert_one_line(run("--network", tmp_path / "gone.pkl", *options), "--network: ")
+    (tmp_path / "junk.pkl").write_bytes(b"junk")
+    assert_one_line(run("--network", tmp_path / "junk.pkl", *options), "--network: ")
+    assert_one_line(run("--network", tmp_path, *options), "--network: ")
+
+
+def test_bad_classes(network: Path, conditional: Path, tmp_path: Path) -> None:
+    options = ("--seeds", 0, "--outdir", tmp_path)
+    no_classes = run("--network", network, "--class", 1, *options)
+    assert_one_line(no_classes, "--class=1: the network has no classes; leave it out")
+    missing = run("--network", conditional, *options)
+    assert_one_line(missing, "--class: the network needs a class from 0 to 2")
+    for index in (-1, 3):
+        outside = run("--network", conditional, "--class", index, *options)
+        assert_one_line(outside, f"--class={index}: the network needs a class from 0 to 2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_latents(network: Path, tmp_path: Path) -> None:
+    file = tmp_path / "w.npz"
+    options = ("--network", network, "--projected-w", file, "--outdir", tmp_path / "out")
+    assert_one_line(run(*options), f"--projected-w={file}: no .npz file with an array w")
+    file.write_bytes(b"junk")
+    assert_one_line(run(*options), f"--projected-w={file}: no .npz file with an array w")
+    np.savez(file, x=np.zeros(3))
+    assert_one_line(run(*options), f"--projected-w={file}: no .npz file with an array w")
+    np.savez(file, w=np.array([{}], dtype=object))
+    assert_one_line(run(*options), f"--projected-w={file}: no .npz file with an array w")
+    np.savez(file, w=np.zeros((1, 3, 8)))
+    result = run(*options)
+    assert_one_line(result, f"--projected-w={file}: w must be [N, 6, 8] for this network, got [1, ")
+
+
+def test_options_that_contradict_each_other(network: Path, tmp_path: Path) -> None:
+    always = ("--network", network, "--outdir", tmp_path)
+    either = "give either --seeds or --projected-w"
+    assert_one_line(run(*always), either)
+    assert_one_line(run(*always, "--seeds", 0, "--projected-w", "w.npz"), either)
+    latents = (*always, "--projected-w", "w.npz")
+    for extra in (("--grid",), ("--class", 0)):
+        assert_one_line(run(*latents, *extra), "--projected-w goes with neither --grid nor --class")
+
+
+def test_help_does_not_import_torch() -> None:
+    program = "import sys, generate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_grid_fills_up_with_white() -> None:
+    picture = grids.grid(-torch.ones(3, 3, 2, 2), columns=2)
+    assert picture.size == (4, 4)
+    np.testing.assert_array_equal(np.asarray(picture)[2:, 2:], 255)
+    np.testing.assert_array_equal(np.asarray(picture)[:, :2], 0)
+    assert grids.grid(torch.zeros(5, 1, 2, 2)).size == (6, 4)
+    with pytest.raises(ValueError, match="1, 3 or 4 channels, got 2"):
+        grids.grid(torch.zeros(1, 2, 4, 4))
+
+
+def test_pixels_are_rounded_and_clipped() -> None:
+    values = torch.tensor([-9.0, -1.0, 0.0, 1.0, 9.0]).view(1, 1, 1, 5)
+    assert grids.to_pixels(values).flatten().tolist() == [0, 0, 128, 255, 255]
+
+
+def test_png_is_complete_or_absent(tmp_path: Path) -> None:
+    class Broken:
+        def save(self, stream: object, kind: str) -> None:
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        grids.save_png(tmp_path / "a.png", Broken())  # type: ignore[arg-type]
+    assert not (tmp_path / "a.png").exists()

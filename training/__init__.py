@@ -1,0 +1,1 @@
+"""The training codebase around the library: networks, pickles, data set, checkpoints, loop."""

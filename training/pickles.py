@@ -1,0 +1,299 @@
+"""Network pickles, the exchange format of StyleGAN2-ADA: read without running them, and written.
+
+A pickle is a program, and these hold Python text besides, which the original runs. `load` does
+neither. It knows a dozen names, each standing for an inert record of ours, and fills the networks
+of `training.networks` from the arguments and tensors in the records.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stylegan2_fewshot.ada import AugmentPipe
+
+from . import sources
+from .networks import Discriminator, Generator
+from .unpickler import Object, PickleError, TensorView, one_line, unpickle
+
+_CLASSES: dict[str, type[torch.nn.Module]] = {
+    "G": Generator,
+    "D": Discriminator,
+    "G_ema": Generator,
+    "augment_pipe": AugmentPipe,
+}
+_MAX_MODULES = 10_000
+_MAX_VALUES = 10_000
+_MAX_INT = 1 << 31
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkPickle:
+    """What a network pickle holds: networks on the CPU, in evaluation mode, without gradients."""
+
+    G: Generator
+    D: Discriminator
+    G_ema: Generator
+    augment_pipe: AugmentPipe | None = None
+    training_set_kwargs: dict[str, Any] | None = None
+
+
+def load(path_or_url: str | os.PathLike[str]) -> NetworkPickle:
+    """Read a network pickle of the original, or of `save`; no code in it runs.
+
+    Args:
+        path_or_url: A path, an http(s) URL, or a short name such as `ffhq256`.
+
+    Raises:
+        PickleError: The file is damaged, is something else, asks for a name that no network needs,
+            or holds networks that the classes of this project cannot represent.
+        SourceError: The file cannot be had.
+    """
+    path = sources.fetch(path_or_url)
+    try:
+        data = path.read_bytes()
+        return _networks(unpickle(data), limit=len(data))
+    except PickleError as error:
+        raise PickleError(f"{path_or_url}: {error}") from None
+
+
+def save(
+    path: str | os.PathLike[str],
+    *,
+    G: Generator,
+    D: Discriminator,
+    G_ema: Generator,
+    augment_pipe: AugmentPipe | None = None,
+    training_set_kwargs: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a network pickle that the original, and the tools built on it, can load.
+
+    Each network goes as its class name, its constructor's arguments and its tensors, with a short
+    text that lets the loading codebase fill a class of its own. Optimizers and plugins stay out.
+
+    Raises:
+        ValueError: A network is of another class, or its tensors are not those that its
+            `init_kwargs` give, so that nobody could rebuild it.
+    """
+    networks = {"G": G, "D": D, "G_ema": G_ema, "augment_pipe": augment_pipe}
+    with _replacing(Path(path)) as file:
+        file.write(pickle.PROTO + b"\x03" + pickle.EMPTY_DICT)
+        file.write(
+            _body("training_set_kwargs") + _body(_plain(training_set_kwargs)) + pickle.SETITEM
+        )
+        for key, net in networks.items():
+            call = _body(None) if net is None else _reconstruction(key, net)
+            file.write(_body(key) + call + pickle.SETITEM)
+        file.write(pickle.STOP)
+
+
+def _networks(content: object, limit: int) -> NetworkPickle:
+    if not isinstance(content, dict):
+        raise PickleError(f"holds a {type(content).__name__} instead of the dict of a snapshot")
+    if missing := [key for key in ("G", "D", "G_ema") if content.get(key) is None]:
+        raise PickleError(f"holds no {', '.join(missing)}")
+    nets = {k: _build(k, content[k], limit) for k in _CLASSES if content.get(k) is not None}
+    options = _plain(content.get("training_set_kwargs"))
+    if not isinstance(options, (dict, type(None))):
+        raise PickleError(f"training_set_kwargs is a {type(options).__name__} instead of a dict")
+    return NetworkPickle(**nets, training_set_kwargs=options)
+
+
+def _build(key: str, record: object, limit: int) -> Any:
+    if not isinstance(record, Object):
+        raise PickleError(f"{key} is a {type(record).__name__} instead of a network")
+    if record.class_name != _CLASSES[key].__name__:
+        raise PickleError(f"{key} is a {record.class_name[:80]!r}, not a {_CLASSES[key].__name__}")
+    tensors = _tensors(record)
+    if sum(tensor.nbytes for tensor in tensors.values()) > limit:
+        raise PickleError(f"{key} has tensors that overlap")
+    args = _plain(record.state.get("_init_args", ()))
+    kwargs = _plain(record.state.get("_init_kwargs", {}))
+    net = _skeleton(key, args, kwargs, tensors)
+    copies = {k: tensors[k].to(t.dtype, copy=True) for k, t in net.state_dict().items()}
+    net.load_state_dict(copies, assign=True)  # keeps strides
+    return net.eval().requires_grad_(False)
+
+
+def _skeleton(
+    key: str, args: Iterable[Any], kwargs: dict[str, Any], tensors: Mapping[str, Tensor]
+) -> torch.nn.Module:
+    """Construct a network without memory, and see that `tensors` are just the ones it takes."""
+    cls = _CLASSES[key]
+    try:
+        given = inspect.signature(cls).bind(*args, **kwargs).arguments
+        _refuse_depth(given, len(tensors))
+        with torch.device("meta"):
+            net = cls(*args, **kwargs)
+    except PickleError:
+        raise
+    except Exception as error:  # arguments from a file make a constructor raise anything
+        raise PickleError(f"{key} cannot be built: {cls.__name__}: {one_line(error)}") from None
+    _refuse_misfit(key, net.state_dict(), tensors)
+    return net
+
+
+def _refuse_depth(given: Mapping[str, Any], limit: int) -> None:
+    for arguments in (given, given.get("mapping_kwargs") or {}):
+        if isinstance(depth := arguments.get("num_layers"), int) and depth > limit:
+            raise PickleError(f"num_layers is {depth}, but there are only {limit} tensors")
+
+
+def _refuse_misfit(key: str, want: Mapping[str, Tensor], have: Mapping[str, Tensor]) -> None:
+    if differ := sorted(want.keys() ^ have.keys()):
+        name = differ[0]
+        verb = "lacks" if name in want else "has an unknown"
+        raise PickleError(f"{key} {verb} tensor {name[:80]!r} ({len(differ)} names differ)")
+    for name, tensor in want.items():
+        if tensor.shape != have[name].shape:
+            shapes = f"{list(have[name].shape)}, its arguments give {list(tensor.shape)}"
+            raise PickleError(f"{key} has {name} of shape {shapes}")
+        if not have[name].is_floating_point():
+            raise PickleError(f"{key} has {name} of type {have[name].dtype}, not floating-point")
+
+
+def _tensors(root: Object) -> dict[str, Tensor]:
+    """Gather the tensors of a network and its layers under their dotted names."""
+    found: dict[str, Tensor] = {}
+    todo = [("", root)]
+    for _ in range(_MAX_MODULES):
+        if not todo:
+            return found
+        prefix, record = todo.pop()
+        for kind in ("_parameters", "_buffers"):
+            members = _members(record, kind, TensorView)
+            found |= {prefix + name: tensor.value for name, tensor in members}
+        todo += [
+            (f"{prefix}{name}.", layer) for name, layer in _members(record, "_modules", Object)
+        ]
+    raise PickleError(f"refused more than {_MAX_MODULES} layers in a network")
+
+
+def _members(record: Object, kind: str, cls: type[Any]) -> Iterator[tuple[str, Any]]:
+    members = record.state.get(kind, {})
+    if not isinstance(members, dict):
+        raise PickleError(f"{kind} of a {record.class_name[:80]!r} is no dict")
+    for name, value in members.items():
+        if value is None:  # registered, but absent
+            continue
+        if not (isinstance(name, str) and isinstance(value, cls)):
+            what = f"{type(value).__name__} in {kind}"
+            raise PickleError(f"a {record.class_name[:80]!r} has a {what}")
+        yield name, value
+
+
+def _plain(value: object, fuel: Iterator[int] | None = None, depth: int = 0) -> Any:
+    """Copy arguments as plain Python values; `fuel` bounds what a nest of references unfolds to."""
+    fuel = fuel or iter(range(_MAX_VALUES))
+    if next(fuel, None) is None or depth > 16:
+        raise PickleError("refused arguments that are nested or numerous beyond reason")
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, fuel, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(item, fuel, depth + 1) for item in value)
+    if isinstance(value, (bool, float, str, type(None))):
+        return value
+    if isinstance(value, int) and abs(value) <= _MAX_INT:
+        return value
+    raise PickleError(f"refused a {type(value).__name__.strip('_')} among the arguments")
+
+
+# The text that the loading codebase runs. It is handed either what `save` wrote, or what the
+# codebase itself made when it copied or saved the network: a whole module's attributes.
+_SOURCE = '''\
+"""Written by stylegan2-fewshot: {name} of the codebase at hand, filled with given tensors."""
+from importlib import import_module
+
+def find(*modules):
+    for module in modules:
+        try:
+            return import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+    raise ImportError('needs one of these modules beside it: {hosts}')
+
+host = find(*'{hosts}'.split())
+
+class {name}(host.{name}):
+    def __setstate__(self, state):
+        if 'training' in state:
+            super().__setstate__(state)
+            return
+        kwargs = dict(state['_init_kwargs'])
+        if host.__name__.endswith('_stylegan2'):  # of stylegan3: flat arguments, other defaults
+            kwargs.update(kwargs.pop('synthesis_kwargs', {{}}))
+            kwargs = {{'num_fp16_res': 0, 'conv_clamp': None, **kwargs}}
+        self.__init__(**kwargs)
+        self.load_state_dict({{**state['_parameters'], **state['_buffers']}})
+        self.eval().requires_grad_(False)
+'''
+_HOSTS = {
+    "Generator": "training.networks_stylegan2 training.networks",
+    "Discriminator": "training.networks_stylegan2 training.networks",
+    "AugmentPipe": "training.augment",
+}
+
+
+def _reconstruction(key: str, net: torch.nn.Module) -> bytes:
+    """Return the opcodes that call the original's persistence module, which need not be here."""
+    name, kwargs = _CLASSES[key].__name__, _describe(key, net)
+    state = {
+        "_init_args": (),
+        "_init_kwargs": kwargs,
+        "_parameters": {k: _on_cpu(t) for k, t in net.named_parameters()},
+        "_buffers": {k: _on_cpu(t) for k, t in net.named_buffers()},
+    }
+    meta = {
+        "type": "class",
+        "version": 6,
+        "module_src": _SOURCE.format(name=name, hosts=_HOSTS[name]),
+        "class_name": name,
+        "state": state,
+    }
+    function = b"torch_utils.persistence\n_reconstruct_persistent_obj\n"
+    return pickle.GLOBAL + function + _body(meta) + pickle.TUPLE1 + pickle.REDUCE
+
+
+def _describe(key: str, net: torch.nn.Module) -> dict[str, Any]:
+    cls = _CLASSES[key]
+    if not isinstance(net, cls):
+        raise ValueError(f"{key} must be a {cls.__name__}, got a {type(net).__name__}")
+    kwargs = _plain(net.init_kwargs)
+    _skeleton(key, (), kwargs, net.state_dict())
+    return kwargs
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)  # without the rest of a shared storage
+
+
+def _body(value: object) -> bytes:
+    """Return the opcodes of `value` alone; protocol 3 numbers its memo, so bodies can be joined."""
+    return pickle.dumps(value, protocol=3)[2:-1]
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that takes the place of `path` once it is whole and on the disk."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with new.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
