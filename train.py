@@ -13,19 +13,6 @@ from stylegan2_fewshot import Plugins
 from stylegan2_fewshot.options import PluginCommand, all_options, parse
 from training import presets, run_dir
 
-ARCHITECTURE = {  # what --resume takes from the pickle: options that say otherwise are refused
-    "cfg": (
-        "G.mapping_kwargs.num_layers",
-        "G.synthesis_kwargs.channel_base",
-        "D.channel_base",
-        "D.architecture",
-    ),
-    "cbase": ("G.synthesis_kwargs.channel_base", "D.channel_base"),
-    "cmax": ("G.synthesis_kwargs.channel_max", "D.channel_max"),
-    "zdim": ("G.z_dim", "G.w_dim"),
-    "map_depth": ("G.mapping_kwargs.num_layers",),
-    "mbstd_group": ("D.epilogue_kwargs.mbstd_group_size",),
-}
 COUNT = click.IntRange(min=1)
 NOT_NEGATIVE = click.FloatRange(min=0)
 POSITIVE = click.FloatRange(min=0, min_open=True)
@@ -126,9 +113,9 @@ def training_options(values: dict[str, Any]) -> tuple[dict[str, Any], int]:
         ),
         "plugins": plugins,
         "external": list(values["plugin"]),
-        "explicit": _explicit(given),
+        "explicit": presets.explicit(given),
         "snapshot_ticks": values["snap"],
-        "metrics": [] if values["metrics"] == "none" else values["metrics"].split(","),
+        "metrics": _names(values["metrics"]),
         "metric_data": values["metricdata"],
         "workers": values["workers"],
         "allow_tf32": values["allow_tf32"],
@@ -164,6 +151,13 @@ def _number_of_processes(gpus: int | None) -> int:
     return started
 
 
+def _names(metrics: str) -> list[str]:
+    names = [] if metrics == "none" else metrics.split(",")
+    if not all(names):
+        raise ValueError(f"--metrics={metrics}: give names with commas between, or none")
+    return names
+
+
 def _precision(values: dict[str, Any]) -> str:
     if values["fp32"] and values["precision"] not in ("auto", "fp32"):
         raise ValueError(f"--fp32 contradicts --precision={values['precision']}; drop one")
@@ -182,16 +176,6 @@ def _source(resume: str | None) -> str | None:
         names = ", ".join(SHORT_NAMES)
         raise ValueError(f"--resume={resume}: no such file; give a path, a URL, or one of {names}")
     return resume
-
-
-def _explicit(given: dict[str, Any]) -> dict[str, str]:
-    """Return which entries of G and D the user asked for, by their path, and with what option."""
-    return {
-        path: f"--{option.replace('_', '-')}={given[option]}"
-        for option, paths in ARCHITECTURE.items()
-        if option in given
-        for path in paths
-    }
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .detectors import load
+from .detectors import Detector, load
 from .evaluation import Evaluation
+from .features import Subject
 from .registry import METRICS, Metric, check, find
 from .results import append, is_better, read, value
 from .weights import DetectorMissing
@@ -56,6 +58,7 @@ def compute(
     *,
     device: torch.device | str = "cpu",
     seed: int = 0,
+    condition: Callable[[Tensor], Tensor] = Tensor.contiguous,
     kimg: float | None = None,
     snapshot: str | None = None,
     show: bool = True,
@@ -73,6 +76,7 @@ def compute(
             metrics want images held out.
         device: Where to compute.
         seed: Seed of latents, labels, noise and subsets; the same gives the same numbers.
+        condition: Maps labels `[N, c]` of the training set to those that G takes.
         kimg: Training time, to be noted in the results.
         snapshot: Name of the network's file, to be noted in the results.
         show: Whether to show progress bars.
@@ -84,25 +88,25 @@ def compute(
     metrics = [find(name) for name in names]
     for metric in metrics:
         check(metric, dataset, reference)
-    device = torch.device(device)
-    expected = _most_fakes(metrics)
-    evaluation = Evaluation(
-        G, dataset, reference, device=device, seed=seed, show=show, expected=expected
-    )
-    for metric in metrics:
-        yield _result(metric, evaluation, kimg=kimg, snapshot_pkl=snapshot)
+    loaded = [load(metric.detector, torch.device(device)) for metric in metrics]
+    subject = Subject(G, dataset, seed, torch.device(device), condition)
+    expected = _most_fakes(metrics, loaded)
+    evaluation = Evaluation(subject, dataset, reference, show=show, expected=expected)
+    for metric, detector in zip(metrics, loaded, strict=True):
+        yield _result(metric, detector, evaluation, kimg=kimg, snapshot_pkl=snapshot)
 
 
-def _most_fakes(metrics: list[Metric]) -> dict[str, int]:
-    most: dict[str, int] = {}
-    for metric in metrics:
-        most[metric.detector] = max(metric.num_fakes, most.get(metric.detector, 0))
+def _most_fakes(metrics: list[Metric], loaded: list[Detector]) -> dict[Detector, int]:
+    most: dict[Detector, int] = {}
+    for metric, detector in zip(metrics, loaded, strict=True):
+        most[detector] = max(metric.num_fakes, most.get(detector, 0))
     return most
 
 
-def _result(metric: Metric, evaluation: Evaluation, **notes: Any) -> dict[str, Any]:
+def _result(
+    metric: Metric, detector: Detector, evaluation: Evaluation, **notes: Any
+) -> dict[str, Any]:
     start = time.monotonic()
-    detector = load(metric.detector, evaluation.device)
     values = metric.function(evaluation, detector, metric)
     return {
         "metric": metric.name,
@@ -114,7 +118,7 @@ def _result(metric: Metric, evaluation: Evaluation, **notes: Any) -> dict[str, A
         "num_fakes": metric.num_fakes,
         "num_reals": evaluation.num_reals(mirrored=metric.mirrored, limit=metric.max_reals),
         "num_train": len(evaluation.dataset),
-        "seed": evaluation.seed,
+        "seed": evaluation.subject.seed,
         **notes,
         "seconds": round(time.monotonic() - start, 1),
     }

@@ -72,6 +72,7 @@ class LpipsEmbedding(nn.Module):
         self.layers = layers
         self.gains = nn.ParameterList(head.sqrt().view(1, -1, 1, 1) for head in heads)
         self.taps = taps
+        self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         x, parts, gains = _channels_last(normalise(images)), [], iter(self.gains)

@@ -2,61 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from training.dataset import ImageDataset, content_hash
 
 from .detectors import Detector
-from .features import Fakes, Reals, cached, extract
+from .features import Fakes, Reals, Subject, cached, extract
 
 
 class Evaluation:
     """One generator before one training set and one reference set.
 
     Args:
-        G: Generator, in evaluation mode, on `device`.
-        dataset: Training set, an ImageDataset.
+        subject: The generator, on the device where features are computed.
+        dataset: Training set.
         reference: Images to measure against; None for all of the training set's files.
-        device: Where features are computed.
-        seed: Seed of all that is random.
         show: Whether to show progress bars.
         expected: How many fakes will be asked for, by detector: they are made in one go.
     """
 
     def __init__(
         self,
-        G: Any,
-        dataset: Any,
-        reference: Any = None,
+        subject: Subject,
+        dataset: ImageDataset,
+        reference: ImageDataset | None = None,
         *,
-        device: torch.device,
-        seed: int = 0,
         show: bool = True,
-        expected: dict[str, int] | None = None,
+        expected: Mapping[Detector, int] | None = None,
     ) -> None:
-        self.G = G
+        self.subject = subject
         self.dataset = dataset
         self.reference = whole(dataset) if reference is None else reference
-        self.device = device
-        self.seed = seed
+        self.device = subject.device
         self.show = show
         self._expected = expected or {}
-        self._fakes: dict[str, Tensor] = {}
+        self._fakes: dict[Detector, Tensor] = {}
 
     def fakes(self, size: int) -> Fakes:
         """Return the first fakes as a source of images."""
-        return Fakes(self.G, self.dataset, size, seed=self.seed, device=self.device)
+        return Fakes(self.subject, size)
 
     def fake_features(self, detector: Detector, size: int) -> Tensor:
         """Return features `[size, F]` of the first fakes, kept for the next metric."""
-        known = self._fakes.get(detector.name)
+        known = self._fakes.get(detector)
         if known is None or len(known) < size:
-            wanted = max(size, self._expected.get(detector.name, 0))
+            wanted = max(size, self._expected.get(detector, 0))
             known = self.extract(self.fakes(wanted), detector, f"fakes, {detector.name}")
-            self._fakes[detector.name] = known
+            self._fakes[detector] = known
         return known[:size].to(self.device)
 
     def real_features(self, detector: Detector, **selection: Any) -> Tensor:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,31 +34,48 @@ class Source(Protocol):
     def load(self, start: int, stop: int) -> Tensor: ...
 
 
-class Fakes:
-    """Images that a generator makes from seeded latents, uint8 `[N, C, H, W]`.
+@dataclass(frozen=True)
+class Subject:
+    """A generator that is measured, and what its random inputs depend on.
 
-    Args:
-        G: Generator, in evaluation mode.
-        labels: Data set that a fake's label is drawn from, where G has labels.
-        size: Number of fakes.
+    Attributes:
+        G: Generator, in evaluation mode, on `device`.
+        labels: Data set that the label of a fake is drawn from, where G has labels.
         seed: Seed of latents, labels and noise.
         device: Where G is.
+        condition: Maps drawn labels `[N, c]` to those that G takes.
     """
 
-    def __init__(self, G: Any, labels: Any, size: int, *, seed: int, device: torch.device) -> None:
-        self.G = G
-        self.labels = labels
+    G: Any
+    labels: Any = None
+    seed: int = 0
+    device: torch.device = torch.device("cpu")
+    condition: Callable[[Tensor], Tensor] = Tensor.contiguous
+
+    def draw_labels(self, size: int, rng: torch.Generator) -> Tensor:
+        """Return labels `[size, c_dim]` of images of the data set; empty ones if G has none."""
+        c = torch.zeros(size, 0)
+        if self.G.c_dim:
+            chosen = torch.randint(len(self.labels), [size], generator=rng).tolist()
+            c = torch.from_numpy(np.stack([self.labels.get_label(i) for i in chosen]))
+        return self.condition(c.to(self.device))
+
+
+class Fakes:
+    """The first `size` images of a generator, uint8 `[N, C, H, W]`."""
+
+    def __init__(self, subject: Subject, size: int) -> None:
+        self.subject = subject
         self.size = size
-        self.seed = seed
-        self.device = device
-        self.group = group_size(G.img_resolution)
+        self.group = group_size(subject.G.img_resolution)
 
     @torch.no_grad()
     def load(self, start: int, stop: int) -> Tensor:
-        with seeded(self.seed, start, self.device) as rng:
-            z = torch.randn(self.group, self.G.z_dim, generator=rng)[: stop - start]
-            c = draw_labels(self.labels, self.G.c_dim, self.group, rng)[: stop - start]
-            return to_uint8(self.G(z.to(self.device), c.to(self.device)))
+        G, device = self.subject.G, self.subject.device
+        with seeded(self.subject.seed, start, device) as rng:
+            z = torch.randn(self.group, G.z_dim, generator=rng)
+            c = self.subject.draw_labels(self.group, rng)
+            return to_uint8(G(z[: stop - start].to(device), c[: stop - start]))
 
 
 class Reals:
@@ -141,14 +159,6 @@ def seeded(seed: int, start: int, device: torch.device) -> Iterator[torch.Genera
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(own)
         yield torch.Generator().manual_seed(own)
-
-
-def draw_labels(dataset: Any, c_dim: int, size: int, rng: torch.Generator) -> Tensor:
-    """Return labels `[size, c_dim]` of images drawn from the data set; empty ones for c_dim 0."""
-    if c_dim == 0:
-        return torch.zeros(size, 0)
-    chosen = torch.randint(len(dataset), [size], generator=rng).tolist()
-    return torch.from_numpy(np.stack([dataset.get_label(i) for i in chosen]))
 
 
 def to_uint8(images: Tensor) -> Tensor:

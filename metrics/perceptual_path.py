@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .detectors import Detector, to_rgb
-from .features import draw_labels, group_size, seeded
+from .features import Subject, group_size, seeded
 
 
 class PathSteps:
@@ -20,22 +20,18 @@ class PathSteps:
     anew for every group.
 
     Args:
-        G: Generator, in evaluation mode.
-        labels: Data set that labels are drawn from, where G has labels.
+        subject: The generator; a copy of it is used, as its noise buffers are written to.
         size: Number of steps.
         lpips: Detector whose squared distances are LPIPS.
         space: Interpolate in z, along the sphere, or in w, along the line.
         sampling: Where steps start: anywhere on the path ("full") or at its first end.
         crop: Look at the middle of the image only, as for portraits.
         epsilon: Length of a step, as a share of the path.
-        seed: Seed of latents, labels and noise.
-        device: Where G is.
     """
 
     def __init__(
         self,
-        G: Any,
-        labels: Any,
+        subject: Subject,
         size: int,
         *,
         lpips: Detector,
@@ -43,29 +39,25 @@ class PathSteps:
         sampling: Literal["full", "end"] = "end",
         crop: bool = False,
         epsilon: float = 1e-4,
-        seed: int = 0,
-        device: torch.device,
     ) -> None:
-        self.G = copy.deepcopy(G)  # its noise buffers are written to
-        self.labels = labels
+        self.subject = subject
+        self.G = copy.deepcopy(subject.G)
         self.size = size
         self.lpips = lpips
         self.space = space
         self.sampling = sampling
         self.crop = crop
         self.epsilon = epsilon
-        self.seed = seed
-        self.device = device
-        self.group = max(1, group_size(G.img_resolution) // 4)
+        self.group = max(1, group_size(subject.G.img_resolution) // 4)
 
     @torch.no_grad()
     def load(self, start: int, stop: int) -> Tensor:
-        with seeded(self.seed, start, self.device) as rng:
+        with seeded(self.subject.seed, start, self.subject.device) as rng:
             z = torch.randn(2, self.group, self.G.z_dim, generator=rng)
             t = torch.rand(self.group, 1, generator=rng) * (self.sampling == "full")
-            c = draw_labels(self.labels, self.G.c_dim, self.group, rng)
+            c = self.subject.draw_labels(self.group, rng)
             _redraw_noise(self.G, rng)
-            inputs = (x[: stop - start].to(self.device) for x in (z[0], z[1], t, c))
+            inputs = (x[: stop - start].to(self.subject.device) for x in (z[0], z[1], t, c))
             return self._lengths(*inputs)
 
     def _lengths(self, z0: Tensor, z1: Tensor, t: Tensor, c: Tensor) -> Tensor:

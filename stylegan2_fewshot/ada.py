@@ -71,25 +71,25 @@ class ADA(Plugin):
             raise ValueError(f"--ada-max must be in [0, 1], got {max_}")
         if kimg is not None and not kimg > 0:
             raise ValueError(f"--ada-kimg must be positive, got {kimg}")
-        self.target, self.kimg, self.batch_size = target, kimg, 1
+        self.target, self.kimg = target, kimg
         self.probability = AdaptiveProbability(maximum=max_)
         self.pipe = create_pipe(augpipe, p=0)
 
     def setup(self, run: Run) -> None:
-        self.batch_size = run.batch_size
-        self.kimg = self.kimg or (100 if run.resumed else 500)
+        kimg = self.kimg or (100 if run.resumed else 500)
+        self._batch_size = run.batch_size
+        self._amount = INTERVAL * run.batch_size / (kimg * 1000)
 
     def augment(self, img: Tensor, step: Step) -> Tensor:
-        return self.pipe(img, generator=self.rng(step, torch.device("cpu")))
+        augmented: Tensor = self.pipe(img, generator=self.rng(step, torch.device("cpu")))
+        return augmented
 
     def observe(self, step: Step) -> None:
         if step.phase in ("Dreal", "Dr1") and step.logits is not None:
             self.probability.observe(step.logits.sign())
 
     def after_step(self, step: Step) -> None:
-        iteration = step.cur_nimg // self.batch_size + 1
-        if iteration % INTERVAL == 0:
-            amount = INTERVAL * self.batch_size / (self.kimg * 1000)
-            self.probability.update(self.target, amount)
+        if (step.cur_nimg // self._batch_size + 1) % INTERVAL == 0:
+            self.probability.update(self.target, self._amount)
             self.pipe.p.copy_(self.probability.p)
         stats.report("Augment/ada_p", self.pipe.p)

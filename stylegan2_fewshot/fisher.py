@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
-import os
 import time
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +19,11 @@ from torch.func import functional_call, grad, vmap
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from . import _dist
+from . import _dist, fisher_file
+from .fisher_file import FORMAT, LIKELIHOOD, Fisher
 from .options import Command
 from .plugin import seed_of
 
-LIKELIHOOD = "log sigmoid D(G(z))"
-FORMAT = 1
 BLOCK = 64  # samples between two sums over the ranks; a run goes on from the end of one
 SAVE_EVERY_SEC = 30
 VECTOR_BYTES = 256 * 2**20  # per-sample gradients held at once
@@ -57,19 +52,6 @@ class Settings:
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
-
-
-@dataclass(frozen=True)
-class Fisher:
-    """Fisher information by name of parameter (`G.` or `D.` in front), and where it comes from.
-
-    Attributes:
-        values: Float32 tensors >= 0, of the parameter's shape, or scalars for whole layers.
-        meta: The settings, the source's SHA-256, and `standard_error`: of each layer's mean.
-    """
-
-    values: dict[str, Tensor]
-    meta: dict[str, Any] = field(default_factory=dict)
 
 
 class LogLikelihood(torch.nn.Module):
@@ -129,8 +111,9 @@ class Estimator:
         self.shapes = {name: tuple(p.shape) for name, p in self.params.items()}
         self.sizes = [p.numel() for p in self.params.values()]
         self.device = next(iter(self.params.values())).device
-        self.z_dim = int(G.z_dim)
-        every = torch.eye(G.c_dim) if G.c_dim else torch.zeros(1, 0)
+        self.z_dim = int(G.z_dim)  # type: ignore[arg-type]
+        c_dim = int(G.c_dim)  # type: ignore[arg-type]
+        every = torch.eye(c_dim) if c_dim else torch.zeros(1, 0)
         self.labels = every if labels is None else labels.cpu().float()
 
     def gradients(self, indices: Iterable[int], *, vectorized: bool = True) -> Tensor:
@@ -247,7 +230,7 @@ def estimate(
             sums.merge(_block(job, done, batch or _batch_size(job), vectorized))
             bar.update(int(sums.done) - done)
             if partial and main and time.monotonic() - saved > SAVE_EVERY_SEC:
-                _write(partial, sums.tensors(), meta)
+                fisher_file.write(partial, sums.tensors(), meta)
                 saved = time.monotonic()
     return _finish(job, sums, meta)
 
@@ -275,7 +258,7 @@ def _stamp(job: Estimator, source: str, network: str) -> dict[str, Any]:
 def _resume(partial: Path | None, sums: Sums, meta: Mapping[str, Any]) -> Sums:
     """Fill `sums` from an interrupted estimate of the same kind, if rank 0 finds one."""
     if partial and partial.exists() and _dist.rank() == 0:
-        kept, stamp = _read(partial)
+        kept, stamp = fisher_file.read(partial)
         if all(stamp.get(key) == value for key, value in meta.items()):
             for name, tensor in sums.tensors().items():
                 tensor.copy_(kept[name])
@@ -291,78 +274,6 @@ def _finish(job: Estimator, sums: Sums, meta: Mapping[str, Any]) -> Fisher:
         values = {name: mean.view(job.shapes[name]).cpu() for name, mean in means.items()}
     errors = dict(zip(job.shapes, sums.standard_error(), strict=True))
     return Fisher(values, {**meta, "standard_error": errors})
-
-
-def save(path: Path, fisher: Fisher) -> None:
-    """Write a Fisher file: `.npz`, one array per parameter, and `meta`, a JSON text.
-
-    The file is complete or absent. A checksum in `meta` covers all the rest.
-    """
-    _write(path, fisher.values, fisher.meta)
-
-
-def load(path: Path) -> Fisher:
-    """Read a Fisher file; nothing in it is executed.
-
-    Raises:
-        ValueError: It is no Fisher file, truncated, or its numbers were altered.
-    """
-    values, meta = _read(path)
-    if meta.get("likelihood") != LIKELIHOOD or "standard_error" not in meta:
-        raise ValueError(f"{path}: an unfinished estimate, or of another kind; {_REMEDY}")
-    if not all(value.isfinite().all() and (value >= 0).all() for value in values.values()):
-        raise ValueError(f"{path}: has values that are negative or not finite; {_REMEDY}")
-    return Fisher(values, meta)
-
-
-_REMEDY = "make it anew with python -m stylegan2_fewshot.fisher"
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-    text = json.dumps({**meta, "checksum": _checksum(arrays, meta)})
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        with new.open("wb") as file:
-            np.savez(file, **arrays, meta=np.array(text))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such Fisher file; {_REMEDY}")
-    try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        meta = json.loads(str(arrays.pop("meta")))
-        checksum = meta.pop("checksum")
-    except _DAMAGE as error:
-        raise ValueError(f"{path}: no Fisher file, or truncated ({error}); {_REMEDY}") from error
-    if checksum != _checksum(arrays, meta):
-        raise ValueError(f"{path}: its numbers were altered after it was written; {_REMEDY}")
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}, meta
-
-
-def _checksum(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
-    for name in sorted(arrays):
-        digest.update(f"\n{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return digest.hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def summary(fisher: Fisher) -> str:
@@ -451,14 +362,14 @@ def main(
         nets.D.to(place),
         Settings(**settings),
         labels=None if labels is None else torch.from_numpy(np.load(labels, allow_pickle=False)),
-        source=sha256_of(path),
+        source=fisher_file.sha256_of(path),
         network=network,
         batch=batch,
         vectorized=not loop,
         partial=partial,
     )
     if _dist.rank() == 0:
-        save(out, fisher)
+        fisher_file.save(out, fisher)
         partial.unlink(missing_ok=True)
         click.echo(f"{summary(fisher)}\n{out}")
     _dist.shutdown()

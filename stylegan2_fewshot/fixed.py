@@ -36,4 +36,5 @@ class Fixed(Plugin):
         self.pipe = create_pipe(augpipe, p)
 
     def augment(self, img: Tensor, step: Step) -> Tensor:
-        return self.pipe(img, generator=self.rng(step, torch.device("cpu")))
+        augmented: Tensor = self.pipe(img, generator=self.rng(step, torch.device("cpu")))
+        return augmented

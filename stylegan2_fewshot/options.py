@@ -14,6 +14,7 @@ import click
 
 from .plugin import Plugin, find, load_external, registry
 
+_OPTIONS = f"{__name__}.options"
 SCALARS: dict[Any, click.ParamType[Any]] = {float: click.FLOAT, int: click.INT, str: click.STRING}
 
 
@@ -280,12 +281,10 @@ class PluginCommand(Command):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the command's own parameters, then the plugins'."""
         own = super().get_params(ctx)
-        taken = {name for param in own for name in param.opts}
-        options = [PluginOption(claimants[0]) for claimants in all_options().values()]
-        for option in options:
-            if taken & set(option.opts):
-                raise ValueError(f"{option.heading}: {option.opts[0]} is an option of its own")
-        return [*own, *options]
+        # click tells parameters apart by identity, so one context has to see the same ones.
+        if _OPTIONS not in ctx.meta:
+            ctx.meta[_OPTIONS] = _plugin_options({name for param in own for name in param.opts})
+        return [*own, *ctx.meta[_OPTIONS]]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section per plugin, headed by the first line of its docstring."""
@@ -302,6 +301,15 @@ class Mistake(click.ClickException):
     """A user's mistake: `Error: message` and exit status 2, without a traceback."""
 
     exit_code = 2
+
+
+def _plugin_options(taken: set[str]) -> list[PluginOption]:
+    """Return one option per key; TypeError where the command has one of that name itself."""
+    options = [PluginOption(claimants[0]) for claimants in all_options().values()]
+    for option in options:
+        if taken & set(option.opts):
+            raise TypeError(f"{option.heading}: the command itself has the option {option.opts[0]}")
+    return options
 
 
 def _external(args: list[str]) -> list[str]:

@@ -25,7 +25,9 @@ class Moments:
 def report(name: str, value: Tensor | float) -> None:
     """Add every element of `value` to the statistics of `name`, without waiting for the device."""
     value = torch.as_tensor(value).detach().flatten().float()
-    sums = torch.stack([torch.full_like(value.sum(), value.numel()), value.sum(), value.square().sum()])
+    sums = torch.stack(
+        [torch.full_like(value.sum(), value.numel()), value.sum(), value.square().sum()]
+    )
     _SUMS[name] = _SUMS[name] + sums if name in _SUMS else sums
 
 

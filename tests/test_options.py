@@ -263,8 +263,6 @@ def test_help_has_a_section_for_each_plugin(toys):
     assert "[default: 3]" in sections[3]
 
 
-
-
 class _Positional(_Toy):
     """Title.
 

@@ -95,6 +95,11 @@ class ImageDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         return (image[:, :, ::-1] if flipped else image).copy(), self.get_label(index)
 
     @property
+    def is_in_memory(self) -> bool:
+        """Whether all images are decoded and kept, so that loading one costs next to nothing."""
+        return self._decoded is not None
+
+    @property
     def num_channels(self) -> int:
         return CHANNELS[self._mode]
 

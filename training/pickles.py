@@ -207,7 +207,7 @@ def _plain(value: object, fuel: Iterator[int] | None = None, depth: int = 0) -> 
         return value
     if isinstance(value, int) and abs(value) <= _MAX_INT:
         return value
-    raise PickleError(f"refused a {type(value).__name__.strip('_')} among the arguments")
+    raise PickleError(f"refused {type(value).__name__} among the arguments")
 
 
 # The text that the loading codebase runs. It is handed either what `save` wrote, or what the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -77,6 +78,20 @@ PRESETS = {
     "cifar": CIFAR,
 }
 NAMES = ("auto", *PRESETS)
+# Entries of the options that --resume takes from the pickle, by the option that would set them.
+ARCHITECTURE = {
+    "cfg": (
+        "G.mapping_kwargs.num_layers",
+        "G.synthesis_kwargs.channel_base",
+        "D.channel_base",
+        "D.architecture",
+    ),
+    "cbase": ("G.synthesis_kwargs.channel_base", "D.channel_base"),
+    "cmax": ("G.synthesis_kwargs.channel_max", "D.channel_max"),
+    "zdim": ("G.z_dim", "G.w_dim"),
+    "map_depth": ("G.mapping_kwargs.num_layers",),
+    "mbstd_group": ("D.epilogue_kwargs.mbstd_group_size",),
+}
 OPTIONS = tuple(field.name for field in fields(Settings))
 
 
@@ -143,6 +158,20 @@ def expand(
         "resume": resume,
         "precision": precision,
         "nhwc": nhwc,
+    }
+
+
+def explicit(given: Mapping[str, Any]) -> dict[str, str]:
+    """Return which entries of G and D the user asked for, and with what option.
+
+    Args:
+        given: Options that were given on the command line.
+    """
+    return {
+        path: f"--{option.replace('_', '-')}={given[option]}"
+        for option, paths in ARCHITECTURE.items()
+        if option in given
+        for path in paths
     }
 
 

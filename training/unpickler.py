@@ -21,9 +21,9 @@ from torch import Tensor
 
 _MAX_OPCODES = 1_000_000  # a network of 1024x1024 takes 30,000
 _OPCODES = frozenset(
-    "PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT"
+    "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT"
     " SHORT_BINUNICODE BINUNICODE SHORT_BINBYTES BINBYTES BINBYTES8 EMPTY_LIST APPEND APPENDS"
-    " EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS EMPTY_SET ADDITEMS GLOBAL"
+    " EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS EMPTY_SET GLOBAL"
     " STACK_GLOBAL REDUCE NEWOBJ BUILD BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE".split()
 )
 
@@ -38,8 +38,10 @@ def unpickle(data: bytes) -> object:
     Raises:
         PickleError: The bytes are no whole pickle, or ask for what no network pickle needs.
     """
+    if data[:1] != pickle.PROTO:
+        raise PickleError("is no pickle")
     try:
-        _refuse_opcodes(data)
+        _rehearse(data)
         return _Unpickler(io.BytesIO(data)).load()
     except PickleError:
         raise
@@ -189,15 +191,44 @@ _NAMES: dict[tuple[str, str], object] = {
 }
 
 
-def _refuse_opcodes(data: bytes) -> None:
-    """Look at every opcode before any of them is carried out."""
+def _rehearse(data: bytes) -> None:
+    """Follow the opcodes by the kinds of the values on the stack, before any value is made.
+
+    Dict keys must be text: to hash a nest of tuples can take forever, or overrun the C stack.
+    """
+    stack: list[object] = []
+    marks: list[int] = []
+    memo: dict[object, object] = {}
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         if opcode.name not in _OPCODES:
             raise PickleError(f"refused opcode {opcode.name}, which no network pickle needs")
         if count > _MAX_OPCODES:
             raise PickleError(f"refused more than {_MAX_OPCODES} opcodes")
-        if opcode.name.endswith("BINPUT") and argument > count:  # the memo would be that long
-            raise PickleError("refused a memo with gaps")
+        if opcode.name == "MARK":
+            marks.append(len(stack))
+        elif opcode.name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif opcode.name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            index = len(memo) if argument is None else argument
+            if index > count:  # the unpickler's list would become that long
+                raise PickleError("refused a memo with gaps")
+            memo[index] = stack[-1]
+        else:
+            taken = _take(stack, marks, opcode.stack_before)
+            if opcode.name.startswith("SETITEM") and set(taken[1::2]) - {pickletools.pyunicode}:
+                raise PickleError("refused a dict with keys that are no text")
+            stack += opcode.stack_after
+
+
+def _take(stack: list[object], marks: list[int], kinds: list[object]) -> list[object]:
+    """Remove what an opcode consumes; a mark in `kinds` stands for all down to the last mark."""
+    if pickletools.markobject in kinds:
+        start = marks.pop() - kinds.index(pickletools.markobject)
+    else:
+        start = len(stack) - len(kinds)
+    taken = stack[start:]
+    del stack[start:]
+    return taken
 
 
 def one_line(error: Exception) -> str:

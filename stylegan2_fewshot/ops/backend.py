@@ -1,4 +1,4 @@
-"""Which implementation of the operations runs: compiled CUDA kernels, or plain PyTorch."""
+"""Which implementation of the operations runs, and at which precision."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 _KERNELS: Any = None  # the built extension, once one is loaded
+_PRECISION = "auto"
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def kernels(x: Tensor) -> Any:
@@ -15,9 +17,28 @@ def kernels(x: Tensor) -> Any:
     return _KERNELS if x.is_cuda else None
 
 
+def set_precision(precision: str) -> None:
+    """Choose what blocks of reduced precision compute in: auto, fp32, fp16 or bf16."""
+    global _PRECISION
+    if precision != "auto" and precision not in _DTYPES:
+        raise ValueError(f"precision must be auto, fp32, fp16 or bf16, got {precision!r}")
+    _PRECISION = precision
+
+
 def reduced_dtype(device: torch.device) -> torch.dtype:
     """Return the dtype of the blocks that run in reduced precision.
 
-    float16 on CUDA, as in the original; bfloat16 elsewhere, where it is what is fast.
+    With auto: float16 on CUDA, as in the original; on the CPU bfloat16 where the processor
+    computes in it, else float32.
     """
-    return torch.float16 if device.type == "cuda" else torch.bfloat16
+    if _PRECISION != "auto":
+        return _DTYPES[_PRECISION]
+    if device.type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    return bool(
+        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )

@@ -1,0 +1,119 @@
+"""Compare runs: a table of the best and the last snapshots, and each metric over training time."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .results import is_better, read, value
+
+Runs = dict[str, dict[str, list[dict[str, Any]]]]  # run -> metric -> results by kimg
+
+
+@click.command(context_settings={"max_content_width": 100})
+@click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="metrics.png",
+    help="Picture to write.",
+    show_default=True,
+)
+def main(folders: tuple[Path, ...], plot: Path) -> None:
+    """Print the metrics of the runs in FOLDERS as a Markdown table, and plot them over kimg."""
+    runs = {label: read(folder) for label, folder in zip(labels(folders), folders, strict=True)}
+    empty = [label for label, metrics in runs.items() if not metrics]
+    if empty:
+        raise click.UsageError(f"{', '.join(empty)}: no metric-*.jsonl with results in it")
+    click.echo(table(runs))
+    save_plot(runs, plot)
+    click.echo(f"\nPlot: {plot}")
+
+
+def labels(folders: tuple[Path, ...]) -> list[str]:
+    """Return the last parts of paths that are needed to tell them apart."""
+    paths = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(parts[-length:]) for parts in paths]
+        if len(set(names)) == len(set(paths)):
+            break
+    return names
+
+
+def table(runs: Runs) -> str:
+    """Return a Markdown table: per run and metric the best value, its kimg, and the last value."""
+    names = metric_names(runs)
+    rows = [["run", *names]]
+    rows += [
+        [run, *(_cell(metrics.get(name, [])) for name in names)] for run, metrics in runs.items()
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(names) + 1)]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
+    lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
+    return "\n".join(lines)
+
+
+def metric_names(runs: Runs) -> list[str]:
+    """Return the names of all metrics of all runs, in order of the alphabet."""
+    return sorted({name for metrics in runs.values() for name in metrics})
+
+
+def best_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the best of the results of one metric, the earliest of equal ones."""
+    best = results[0]
+    for result in results[1:]:
+        best = result if is_better(result, best) else best
+    return best
+
+
+def save_plot(runs: Runs, path: Path) -> None:
+    """Write a PNG with a panel for each metric, and a line in it for each run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = metric_names(runs)
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(5 * columns, 3.5 * rows), squeeze=False, layout="constrained"
+    )
+    for panel in axes.flat[len(names) :]:
+        panel.remove()
+    for panel, name in zip(axes.flat, names, strict=False):
+        _draw(panel, name, runs)
+    figure.legend(axes[0, 0].get_lines(), list(runs), loc="outside lower center")
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, format="png", dpi=120)
+    pyplot.close(figure)
+    os.replace(temporary, path)
+
+
+def _draw(panel: Any, name: str, runs: Runs) -> None:
+    for number, metrics in enumerate(runs.values()):
+        results = metrics.get(name, [])
+        kimg = [result.get("kimg") or 0 for result in results]
+        panel.plot(kimg, list(map(value, results)), ".-", color=f"C{number % 10}")
+    panel.set(title=name, xlabel="kimg")
+    panel.grid(alpha=0.3)
+
+
+def _cell(results: list[dict[str, Any]]) -> str:
+    if not results:
+        return "-"
+    best, last = best_of(results), results[-1]
+    return f"{_at(best)}, last {value(last):.4g}"
+
+
+def _at(result: dict[str, Any]) -> str:
+    kimg = result.get("kimg")
+    return f"{value(result):.4g}" + ("" if kimg is None else f" at {kimg:g}")
+
+
+if __name__ == "__main__":
+    main()

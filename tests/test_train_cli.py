@@ -1,0 +1,229 @@
+"""The command line of training: against what the original prints, run directories, mistakes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import train
+from training import presets, run_dir
+
+# What the original's `train.py --dry-run` printed, six images of each size given.
+RECORDED = json.loads((Path(__file__).parent / "golden" / "original_cli.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Return a function from a resolution to a folder of six labelled images."""
+    root = tmp_path_factory.mktemp("data")
+
+    def folder(resolution=64):
+        path = root / f"data{resolution}"
+        if not path.exists():
+            path.mkdir()
+            for i in range(6):
+                pixels = np.full((resolution, resolution, 3), i, np.uint8)
+                Image.fromarray(pixels).save(path / f"{i}.png", compress_level=1)
+            labels = {"labels": [[f"{i}.png", i % 3] for i in range(6)]}
+            (path / "dataset.json").write_text(json.dumps(labels))
+        return path
+
+    return folder
+
+
+@pytest.fixture
+def dry_run(data, tmp_path, monkeypatch):
+    """Return a function that runs train.py --dry-run: the options, or the message of a mistake."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.pkl").touch()
+
+    def run(*args, resolution=64):
+        args = ["--outdir=runs", f"--data={data(resolution)}", "--dry-run", *args]
+        result = CliRunner().invoke(train.main, args)
+        assert not (tmp_path / "runs").exists()
+        if result.exit_code == 0:
+            return json.loads(result.output)
+        assert result.exit_code == 2, result.exception
+        assert result.output.startswith("Error: ") and result.output.count("\n") == 1
+        return result.output[7:-1]
+
+    return run
+
+
+@pytest.mark.parametrize("recorded", RECORDED, ids=lambda r: f"{r['resolution']} {r['args']}")
+def test_options_are_those_of_the_original(recorded, dry_run):
+    ours = dry_run(*recorded["args"], resolution=recorded["resolution"])
+    recorded["D"] = {"architecture": "resnet", **recorded["D"]}
+    recorded["loss"] = {"pl_weight": 2, "style_mixing_prob": 0.9, **recorded["loss"]}
+    if frozen := recorded["D"]["block_kwargs"].pop("freeze_layers", None):
+        assert ours["plugins"]["freezed"] == {"freezed": frozen}
+    if "--batch=16" in recorded["args"]:
+        recorded["ema_kimg"] = 16 * 10 / 32  # the original computes it for a batch of 32
+    for key in recorded.keys() - {"resolution", "args", "augment", "use_labels", "xflip"}:
+        assert ours[key] == recorded[key], key
+    for key in ("use_labels", "xflip"):
+        assert ours["dataset"][key] == recorded[key]
+    assert bool({"ada", "fixed"} & set(ours["plugins"])) == bool(recorded["augment"])
+
+
+def test_defaults_of_auto_follow_the_actual_batch(dry_run):
+    options = dry_run("--batch=8")
+    assert options["loss"]["r1_gamma"] == 0.0002 * 64**2 / 8
+    assert options["ema_kimg"] == 8 * 10 / 32
+    assert (options["batch_size"], options["batch_gpu"]) == (8, 8)
+    assert dry_run("--batch=2")["D"]["epilogue_kwargs"] == {"mbstd_group_size": 2}
+
+
+def test_overrides(dry_run):
+    networks = "--cbase=2048 --cmax=96 --zdim=64 --map-depth=3 --mbstd-group=2"
+    losses = "--glr=1e-3 --dlr=4e-3 --ema-kimg=3 --pl-weight=0 --gamma=0.4"
+    times = "--tick=0.5 --batch=16 --batch-gpu=8"
+    options = dry_run(*f"{networks} {losses} {times}".split())
+    widths = {"channel_base": 2048, "channel_max": 96}
+    assert (options["G"]["z_dim"], options["G"]["w_dim"]) == (64, 64)
+    assert options["G"]["mapping_kwargs"] == {"num_layers": 3}
+    assert widths.items() <= options["G"]["synthesis_kwargs"].items()
+    assert widths.items() <= options["D"].items()
+    assert options["D"]["epilogue_kwargs"] == {"mbstd_group_size": 2}
+    assert (options["G_opt"]["lr"], options["D_opt"]["lr"]) == (1e-3, 4e-3)
+    assert (options["ema_kimg"], options["kimg_per_tick"]) == (3, 0.5)
+    assert (options["batch_size"], options["batch_gpu"]) == (16, 8)
+    assert (options["loss"]["pl_weight"], options["loss"]["r1_gamma"]) == (0, 0.4)
+
+
+def test_explicit_names_what_the_user_asked_of_the_architecture(dry_run):
+    assert dry_run("--batch=8", "--resume=ffhq256")["explicit"] == {}
+    explicit = dry_run("--cfg=paper256", "--zdim=64", "--resume=ffhq256")["explicit"]
+    assert explicit["G.mapping_kwargs.num_layers"] == "--cfg=paper256"
+    assert explicit["G.z_dim"] == explicit["G.w_dim"] == "--zdim=64"
+
+
+def test_every_explicit_entry_is_there(dry_run):
+    options = dry_run("--cfg=auto", "--cbase=512", "--cmax=8", "--zdim=8", "--map-depth=1")
+    for path in options["explicit"]:
+        entry = options
+        for key in path.split("."):
+            entry = entry[key]
+        assert entry is not None
+
+
+def test_methods_and_name(dry_run):
+    options = dry_run("--aug=apa", "--target=0.8", "--lecam-lambda=3e-7", "--resume=x.pkl")
+    assert options["name"] == "data64-auto1-apa-target0.8-lecam-resumecustom"
+    assert list(options["plugins"]) == ["apa", "lecam"]
+    assert options["plugins"]["apa"]["target"] == 0.8
+    assert options["resume"] == "x.pkl" and options["ema_rampup"] is None
+
+
+def test_world_size_of_torchrun_counts(dry_run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert dry_run("--batch=32")["batch_gpu"] == 16
+    assert dry_run("--gpus=4") == "--gpus=4, but torchrun started 2; leave --gpus away"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("--kimg=0", "'--kimg': 0 is not in the range x>=1."),
+        ("--gpus=3", "--batch=64 must be a multiple of the 3 GPUs; change either"),
+        ("--gpus=2 --batch=7", "--batch=7 must be a multiple of the 2 GPUs; change either"),
+        ("--gpus=8 --batch=4", "--batch=4 must be a multiple of the 8 GPUs; change either"),
+        ("--batch=12 --batch-gpu=8", "a multiple of 8 images on each of 1 GPUs; change it or"),
+        ("--batch=6", "--mbstd-group=4 must divide the 6 images per GPU; change it, --batch"),
+        ("--resume=nowhere.pkl", "--resume=nowhere.pkl: no such file; give a path, a URL, or one"),
+        ("--subset=7", "--subset=7: there are 6 images; ask for fewer"),
+        ("--fp32=1 --precision=bf16", "--fp32 contradicts --precision=bf16; drop one"),
+        ("--aug=fixed", "--p"),
+        ("--aug=ada --p=0.3", "--p=0.3 needs fixed, which is off; add --aug=ada,fixed"),
+        ("--aug=noaug --augpipe=bg", "--augpipe=bg needs ada or fixed, which is off"),
+        ("--aug=apa --apa-max=2", "--apa-max must be in [0, 1], got 2.0"),
+        ("--lecam-decay=0.5", "--lecam-decay=0.5 needs lecam, which is off; add --lecam-lambda"),
+        ("--plugin=nowhere:Mine", "--plugin=nowhere:Mine: No module named 'nowhere'"),
+        ("--colour=1", "No such option"),
+        ("--metrics=", "--metrics"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_option(args, message, dry_run):
+    assert message in dry_run(*args.split())
+
+
+def test_mistakes_about_data_name_the_file(dry_run, tmp_path):
+    assert "'--data'" in dry_run("--data=nowhere.zip")
+    (tmp_path / "images").mkdir()
+    assert "no images" in dry_run("--data=images")
+    Image.new("RGB", (16, 8)).save(tmp_path / "images" / "wide.png")
+    assert "wide.png: 16x8" in dry_run("--data=images")
+
+
+def test_launch_gets_the_options(data, monkeypatch, tmp_path):
+    calls = []
+    launch = SimpleNamespace(launch=lambda options, **kwargs: calls.append((options, kwargs)))
+    monkeypatch.setitem(sys.modules, "training.launch", launch)
+    args = [f"--outdir={tmp_path}", f"--data={data()}", "--gpus=2", "--fresh", "--metrics=none"]
+    assert CliRunner().invoke(train.main, args).exit_code == 0
+    ((options, kwargs),) = calls
+    assert kwargs == {"outdir": tmp_path, "fresh": True, "gpus": 2}
+    assert options["metrics"] == [] and options == json.loads(json.dumps(options))
+
+
+@pytest.mark.parametrize("cfg", presets.NAMES)
+def test_presets_fit_one_gpu_and_eight(cfg):
+    for gpus in (1, 2):
+        chosen = presets.settings(cfg, resolution=256, gpus=gpus)
+        assert chosen.batch % (chosen.batch_gpu * gpus) == 0
+
+
+@pytest.fixture
+def finished(monkeypatch):
+    """Let a run count as finished that has a file named `end`."""
+    loop = SimpleNamespace(is_finished=lambda run: (run / "end").exists())
+    monkeypatch.setitem(sys.modules, "training.training_loop", loop)
+
+
+def test_run_directories_are_numbered(finished, tmp_path):
+    (tmp_path / "00041").mkdir()
+    (tmp_path / "notes").mkdir()
+    run, resumed = run_dir.choose(tmp_path, {"name": "a-auto1"})
+    assert (run.name, resumed) == ("00042-a-auto1", False)
+    assert json.loads((run / "training_options.json").read_text()) == {"name": "a-auto1"}
+    assert [path.name for path in run.iterdir()] == ["training_options.json"]
+    assert run_dir.choose(tmp_path / "new" / "place", {"name": "a"})[0].name == "00000-a"
+
+
+def test_an_unfinished_equal_run_goes_on(finished, tmp_path):
+    options = {"name": "a", "plugins": {"ada": {"target": 0.6}, "apa": {}}}
+    first, _ = run_dir.choose(tmp_path, options)
+    assert run_dir.choose(tmp_path, options) == (first, True)
+    assert run_dir.choose(tmp_path, {**options, "seed": 1})[1] is False
+    swapped = {**options, "plugins": {"apa": {}, "ada": {"target": 0.6}}}
+    assert run_dir.choose(tmp_path, swapped)[1] is False  # another order of augmentations
+    second, resumed = run_dir.choose(tmp_path, options, fresh=True)
+    assert second != first and not resumed
+    assert run_dir.choose(tmp_path, options) == (second, True)  # the newest
+    (second / "end").touch()
+    assert run_dir.choose(tmp_path, options) == (first, True)
+    (first / "end").touch()
+    assert run_dir.choose(tmp_path, options)[1] is False
+
+
+def test_a_directory_without_complete_options_is_passed_by(finished, tmp_path):
+    run, _ = run_dir.choose(tmp_path, {"name": "a"})
+    (run / "training_options.json").write_text('{"name": ')
+    assert run_dir.choose(tmp_path, {"name": "a"})[1] is False
+
+
+def test_help_is_there_at_once():
+    root = Path(train.__file__).parent
+    code = "import sys, train; print(*{'training.networks', 'PIL', 'requests'} & {*sys.modules})"
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert found.stdout == "\n", found.stderr  # what takes long to import is not needed for it

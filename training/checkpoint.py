@@ -1,0 +1,50 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+KEEP = 2  # a newer one may turn out unreadable after a power failure
+
+
+def path_at(run_dir: Path, cur_nimg: int) -> Path:
+    """Return where the checkpoint taken after `cur_nimg` images lies."""
+    return run_dir / f"checkpoint-{cur_nimg // 1000:06d}.pt"
+
+
+def all_of(run_dir: Path) -> list[Path]:
+    """Return a run's checkpoints, the oldest first."""
+    found = [p for p in run_dir.glob("checkpoint-*.pt") if re.fullmatch(r"checkpoint-\d+", p.stem)]
+    return sorted(found, key=lambda path: int(path.stem.split("-")[1]))
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers and containers of them) complete or not at all."""
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+    for old in all_of(path.parent)[:-KEEP]:
+        old.unlink()
+
+
+def load_newest(run_dir: Path, device: torch.device) -> dict[str, Any] | None:
+    """Return the newest readable checkpoint's content, or None where there is none.
+
+    Nothing but tensors and plain containers is ever constructed.
+    """
+    for path in reversed(all_of(run_dir)):
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:  # torch raises a dozen kinds for a damaged file
+            print(f"{path} cannot be read ({type(error).__name__}); trying the one before it")
+        else:
+            return state
+    return None

@@ -1,0 +1,111 @@
+"""From options to networks: from scratch, or from a network pickle."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from stylegan2_fewshot.ops import backend
+
+from . import networks as nets
+from . import pickles, sources
+from .dataset import ImageDataset
+
+
+def set_up_torch(options: Mapping[str, Any]) -> None:
+    """Apply the options that are about PyTorch itself."""
+    torch.set_flush_denormal(True)
+    torch.backends.cudnn.benchmark = options["benchmark"]
+    torch.backends.cuda.matmul.allow_tf32 = options["allow_tf32"]
+    torch.backends.cudnn.allow_tf32 = options["allow_tf32"]
+    backend.set_precision(options["precision"])
+
+
+def networks(
+    options: Mapping[str, Any], dataset: ImageDataset, device: torch.device
+) -> tuple[nn.Module, nn.Module, nn.Module, str | None]:
+    """Return G, D, G_ema in training mode, and the path of the pickle that they come from."""
+    if options["resume"] is None:
+        common = dict(
+            c_dim=dataset.label_dim,
+            img_resolution=dataset.resolution,
+            img_channels=dataset.num_channels,
+        )
+        G = nets.Generator(**options["G"], **common)
+        D = nets.Discriminator(**options["D"], **common)
+        found, path = (G, D, copy.deepcopy(G)), None
+    else:
+        path = str(sources.fetch(options["resume"]))
+        source = pickles.load(path)
+        found = (source.G, source.D, source.G_ema)
+        _refuse_misfit(options, dataset, source.G)
+        for key, net in zip("GD", found[:2], strict=True):
+            _refuse_contradiction(options, key, net)
+    G, D, G_ema = (net.train().requires_grad_(False).to(device) for net in found)
+    return G, D, G_ema, path
+
+
+def _refuse_misfit(options: Mapping[str, Any], dataset: ImageDataset, G: nn.Module) -> None:
+    """Raise unless the source network makes images and takes labels like the data set's."""
+    wanted = {
+        "pixels a side": (dataset.resolution, G.img_resolution),
+        "channels": (dataset.num_channels, G.img_channels),
+        "numbers in a label": (dataset.label_dim, G.c_dim),
+    }
+    for what, (mine, theirs) in wanted.items():
+        if mine != theirs:
+            raise ValueError(
+                f"--resume={options['resume']}: the network has {theirs} {what}, --data="
+                f"{options['dataset']['path']} has {mine}; convert the data or take another network"
+            )
+
+
+def _refuse_contradiction(options: Mapping[str, Any], key: str, net: nn.Module) -> None:
+    """Raise if an option that was given says otherwise than the source network."""
+    for place in options["explicit"]:
+        owner, *path = place.split(".")
+        if owner != key:
+            continue
+        wanted, have = _at(options[key], path), _at(net.init_kwargs, path)
+        if have is not None and wanted != have:
+            raise ValueError(
+                f"--resume={options['resume']}: its {place} is {have}, the options say {wanted}; "
+                "leave the option out, since the architecture comes from the network"
+            )
+
+
+def _at(kwargs: Mapping[str, Any], path: list[str]) -> Any:
+    """Return what lies at a path of keys, or None."""
+    found: Any = kwargs
+    for key in path:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def summary(
+    options: Mapping[str, Any],
+    dataset: ImageDataset,
+    G: nn.Module,
+    D: nn.Module,
+    source: str | None,
+    cur_nimg: int,
+) -> str:
+    """Return what a run is about, in a few lines; nothing is run through the networks."""
+    size = {
+        key: sum(p.numel() for p in net.parameters()) / 1e6 for key, net in (("G", G), ("D", D))
+    }
+    shape = "x".join(map(str, reversed(dataset.image_shape)))
+    lines = [
+        f"Data      {options['dataset']['path']}: {len(dataset)} images, {shape}, "
+        f"labels of {dataset.label_dim}",
+        f"Networks  G {size['G']:.2f} M, D {size['D']:.2f} M parameters, "
+        + (f"from {source}" if source else "from scratch"),
+        f"Plugins   {', '.join(options['plugins']) or 'none'}",
+        f"Training  {cur_nimg / 1000:.1f} to {options['total_kimg']:g} kimg, batches of "
+        f"{options['batch_size']}",
+    ]
+    return "\n".join(lines)

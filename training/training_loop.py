@@ -1,0 +1,402 @@
+"""The training loop: it knows batches, optimizers and snapshots, and no method by name."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import itertools
+import json
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from stylegan2_fewshot import Plugins, Run, Step, _dist, stats
+from stylegan2_fewshot.loss import StyleGAN2Loss
+from stylegan2_fewshot.plugin import seed_of
+
+from . import checkpoint, construction, grids, pickles, run_log
+from .dataset import ImageDataset, InfiniteSampler
+
+FINISHED_FILE = "finished.json"
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and has saved all that it needs to go on."""
+
+
+@dataclass
+class State:
+    """What training changes, and what a checkpoint holds."""
+
+    G: nn.Module
+    D: nn.Module
+    G_ema: nn.Module
+    optimizers: dict[str, torch.optim.Optimizer]
+    plugins: Plugins
+    loss: StyleGAN2Loss
+    cur_nimg: int = 0
+    best: float | None = None
+    snapshots_since_best: int = 0
+    trained: dict[str, list[nn.Parameter]] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Any]:
+        """Return the content of a checkpoint."""
+        parts = {"G": self.G, "D": self.D, "G_ema": self.G_ema, "plugins": self.plugins}
+        return {
+            **{name: part.state_dict() for name, part in parts.items()},
+            **{f"{name}_opt": opt.state_dict() for name, opt in self.optimizers.items()},
+            "pl_mean": self.loss.pl_mean,
+            "cur_nimg": self.cur_nimg,
+            "best": self.best,
+            "snapshots_since_best": self.snapshots_since_best,
+        }
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Take over the content of a checkpoint."""
+        for name in ("G", "D", "G_ema", "plugins"):
+            getattr(self, name).load_state_dict(saved[name])
+        for name, opt in self.optimizers.items():
+            opt.load_state_dict(saved[f"{name}_opt"])
+        self.loss.pl_mean.copy_(saved["pl_mean"])
+        for name in ("cur_nimg", "best", "snapshots_since_best"):
+            setattr(self, name, saved[name])
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Return whether training in a run directory has come to its end."""
+    return (run_dir / FINISHED_FILE).exists()
+
+
+def train(options: Mapping[str, Any], run_dir: Path, device: torch.device) -> None:
+    """Train, or go on where the newest checkpoint in `run_dir` ends.
+
+    Args:
+        options: All options of the run, as in its training_options.json.
+        run_dir: Where all files go.
+        device: The device of this rank.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came, and a checkpoint has been written.
+        ValueError: The options do not fit the data set or the source network.
+    """
+    construction.set_up_torch(options)
+    dataset = ImageDataset(**options["dataset"])
+    state, source = construct(options, dataset, device)
+    saved = checkpoint.load_newest(run_dir, device)
+    if saved is not None:
+        state.load(saved)
+    log = run_log.RunLog(run_dir, state.cur_nimg)
+    log.say(construction.summary(options, dataset, state.G, state.D, source, state.cur_nimg))
+    run = _Run(options, run_dir, device, dataset, state, log)
+    with _stop_requests() as stop:
+        run.to_the_end(stop)
+
+
+def construct(
+    options: Mapping[str, Any], dataset: ImageDataset, device: torch.device
+) -> tuple[State, str | None]:
+    """Build networks, plugins and optimizers; return them and the source network's path."""
+    torch.manual_seed(seed_of(options["seed"], "init"))
+    G, D, G_ema, source = construction.networks(options, dataset, device)
+    plugins = Plugins.create(options["plugins"])
+    shape = dict(batch_size=options["batch_size"], seed=options["seed"])
+    plugins.setup(Run(G, D, dataset=dataset, device=device, resumed=source, **shape))
+    _dist.broadcast_([t for net in (G, D, G_ema, plugins) for t in net.state_dict().values()])
+    loss = StyleGAN2Loss(device, G.mapping, G.synthesis, D, plugins, **options["loss"])
+    trained, optimizers = {}, {}
+    for name, net in (("G", G), ("D", D)):
+        net.requires_grad_(False)
+        named = net.named_parameters()
+        trained[name] = [param for key, param in named if plugins.trainable(name, key)]
+        if not trained[name]:
+            raise ValueError(f"no parameter of {name} is left to train; freeze fewer layers")
+        interval = options[f"{name}_reg_interval"]
+        optimizers[name] = _optimizer(trained[name], options[f"{name}_opt"], interval)
+    return State(G, D, G_ema, optimizers, plugins, loss, trained=trained), source
+
+
+def _optimizer(
+    params: list[nn.Parameter], kwargs: Mapping[str, Any], interval: int | None
+) -> torch.optim.Optimizer:
+    """Return Adam, corrected for the extra steps of lazy regularisation.
+
+    Karras et al. 2020 (arXiv 1912.04958), appendix B.
+    """
+    ratio = 1.0 if interval is None else interval / (interval + 1)
+    betas = tuple(float(beta) ** ratio for beta in kwargs["betas"])
+    return torch.optim.Adam(params, lr=kwargs["lr"] * ratio, betas=betas, eps=kwargs["eps"])
+
+
+@dataclass
+class _Run:
+    """One process's part in a training run."""
+
+    options: Mapping[str, Any]
+    run_dir: Path
+    device: torch.device
+    dataset: ImageDataset
+    state: State
+    log: run_log.RunLog
+
+    def to_the_end(self, stop: Sequence[int]) -> None:
+        """Iterate until the last image, or until somebody asks to stop."""
+        total = int(self.options["total_kimg"] * 1000)
+        self._first_pictures()
+        clock = _Clock(self.state.cur_nimg)
+        hidden = None if _dist.rank() == 0 else True  # None: hidden unless on a terminal
+        bar = tqdm(
+            total=total, initial=self.state.cur_nimg, unit="img", disable=hidden, leave=False
+        )
+        with bar:
+            for images, labels in self._batches():
+                if self.state.cur_nimg >= total:
+                    break
+                before = self.state.cur_nimg
+                self._iterate(images, labels)
+                bar.update(self.state.cur_nimg - before)
+                done = self.state.cur_nimg >= total
+                tick = _tick(self.options, self.state.cur_nimg)
+                if done or tick > _tick(self.options, before):
+                    if self._maintain(tick, done, clock):
+                        break
+                if _any_rank(bool(stop)):
+                    self._save_checkpoint()
+                    raise Interrupted(f"stopped at {self.state.cur_nimg / 1000:.1f} kimg")
+        self._finish()
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield this rank's part of each batch: uint8 images and labels, on the CPU."""
+        world = dict(rank=_dist.rank(), world_size=_dist.world_size())
+        start = self.state.cur_nimg
+        sampler = InfiniteSampler(
+            len(self.dataset), seed=self.options["seed"], start_index=start, **world
+        )
+        in_memory = self.dataset.is_in_memory
+        workers = 0 if in_memory else self.options["workers"]
+        loader = torch.utils.data.DataLoader(
+            self.dataset,
+            sampler=sampler,
+            batch_size=self.options["batch_size"] // _dist.world_size(),
+            num_workers=workers,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=2 if workers else None,
+        )
+        yield from loader
+
+    def _iterate(self, images: Tensor, labels: Tensor) -> None:
+        """Take one step of G and D, and whatever regularisation is due."""
+        state, options = self.state, self.options
+        state.loss.cur_nimg = state.cur_nimg
+        torch.manual_seed(seed_of(options["seed"], _dist.rank(), state.cur_nimg))
+        real = images.to(self.device).float() / 127.5 - 1
+        real_c = labels.to(self.device)
+        index = state.cur_nimg // options["batch_size"]
+        for phase, gain in _phases(options, index):
+            self._run_phase(phase, gain, real, real_c)
+        self._update_ema()
+        state.plugins.after_step(Step("end", state.cur_nimg))
+        state.cur_nimg += options["batch_size"]
+
+    def _run_phase(self, phase: str, gain: float, real: Tensor, real_c: Tensor) -> None:
+        state, size = self.state, self.options["batch_gpu"]
+        params, opt = state.trained[phase[0]], state.optimizers[phase[0]]
+        z = torch.randn(len(real), state.G.z_dim, device=self.device)
+        picks = torch.randint(len(self.dataset), [len(real)])
+        gen_c = _labels(self.dataset, picks.tolist()).to(self.device)
+        for param in params:
+            param.requires_grad_(True)
+        opt.zero_grad(set_to_none=True)
+        parts = list(zip(*(t.split(size) for t in (real, real_c, z, gen_c)), strict=True))
+        for number, part in enumerate(parts, 1):
+            last = number == len(parts)
+            state.loss.accumulate_gradients(phase, *part, sync=last, gain=gain / len(parts))
+        for param in params:
+            param.requires_grad_(False)
+        _dist.average_gradients(params)
+        for param in params:
+            if param.grad is not None:
+                torch.nan_to_num(param.grad, nan=0, posinf=1e5, neginf=-1e5, out=param.grad)
+        opt.step()
+
+    @torch.no_grad()
+    def _update_ema(self) -> None:
+        options, state = self.options, self.state
+        half_life = options["ema_kimg"] * 1000
+        if options["ema_rampup"] is not None:
+            half_life = min(half_life, state.cur_nimg * options["ema_rampup"])
+        beta = 0.5 ** (options["batch_size"] / max(half_life, 1e-8))
+        mine, theirs = list(state.G_ema.parameters()), list(state.G.parameters())
+        torch._foreach_lerp_(mine, theirs, 1 - beta)
+        for mean, value in zip(state.G_ema.buffers(), state.G.buffers(), strict=True):
+            mean.copy_(value)
+
+    def _maintain(self, tick: int, done: bool, clock: _Clock) -> bool:
+        """Print, save and measure as is due; return whether training should end early."""
+        state = self.state
+        clock.report(state.cur_nimg, _dist.memory_gb(self.device))
+        moments = stats.collect()
+        kimg = state.cur_nimg / 1000
+        total, memory = self.options["total_kimg"], moments["Resources/peak_gb"].mean
+        self.log.say(
+            run_log.status_line(moments, tick=tick, kimg=kimg, total_kimg=total, memory=memory)
+        )
+        self.log.record(moments, state.cur_nimg)
+        every = self.options["snapshot_ticks"]
+        ended = False
+        if done or (every and tick % every == 0):
+            self._save_pictures(f"fakes{int(kimg):06d}.png")
+            path = self._save_network()
+            ended = self._measure(path)
+            self._save_checkpoint()
+        clock.end_maintenance(state.cur_nimg)
+        return ended
+
+    def _first_pictures(self) -> None:
+        if self.state.cur_nimg == 0 and _dist.rank() == 0:
+            shown = [self.dataset[i][0] for i in self._shown]
+            reals = torch.as_tensor(np.stack(shown)).float() / 127.5 - 1
+            grids.save_grid(self.run_dir / "reals.png", reals, columns=_columns(self.dataset))
+        if self.state.cur_nimg == 0:
+            self._save_pictures("fakes_init.png")
+
+    @functools.cached_property
+    def _shown(self) -> list[int]:
+        """Which training images the grid shows: spread over the set, the same in every run."""
+        count = _columns(self.dataset) * max(min(1080 // self.dataset.resolution, 9), 2)
+        order = np.random.RandomState(0).permutation(len(self.dataset))
+        return [int(order[i % len(order)]) for i in range(count)]
+
+    def _save_pictures(self, name: str) -> None:
+        """Save samples of G_ema at the same latents in every run."""
+        if _dist.rank() != 0:
+            return
+        z = np.random.RandomState(0).randn(len(self._shown), self.state.G.z_dim)
+        c = _labels(self.dataset, self._shown).to(self.device)
+        c = self.state.plugins.condition(c)
+        batches = zip(
+            torch.from_numpy(z).float().to(self.device).split(16), c.split(16), strict=True
+        )
+        G = copy.deepcopy(self.state.G_ema).eval()
+        with torch.no_grad():
+            images = torch.cat([G(a, b, noise_mode="const").cpu() for a, b in batches])
+        grids.save_grid(self.run_dir / name, images, columns=_columns(self.dataset))
+
+    def _save_network(self) -> Path:
+        path = self.run_dir / f"network-snapshot-{self.state.cur_nimg // 1000:06d}.pkl"
+        if _dist.rank() == 0:
+            pipes = [getattr(plugin, "pipe", None) for plugin in self.state.plugins.values()]
+            pickles.save(
+                path,
+                G=self.state.G,
+                D=self.state.D,
+                G_ema=self.state.G_ema,
+                augment_pipe=next((pipe for pipe in pipes if pipe is not None), None),
+                training_set_kwargs=dict(self.options["dataset"]),
+            )
+        return path
+
+    def _measure(self, path: Path) -> bool:
+        """Compute the metrics of a snapshot, keep the best one; return whether to give up."""
+        if not self.options["metrics"]:
+            return False
+        return False
+
+    def _save_checkpoint(self) -> None:
+        if _dist.rank() == 0:
+            path = checkpoint.path_at(self.run_dir, self.state.cur_nimg)
+            checkpoint.save(path, self.state.tensors())
+        _dist.barrier()
+
+    def _finish(self) -> None:
+        if _dist.rank() == 0:
+            content = json.dumps({"kimg": self.state.cur_nimg / 1000})
+            temporary = self.run_dir / f"{FINISHED_FILE}.part"
+            temporary.write_text(content)
+            temporary.replace(self.run_dir / FINISHED_FILE)
+        self.log.say(f"Done: {self.state.cur_nimg / 1000:.1f} kimg, results in {self.run_dir}")
+
+
+class _Clock:
+    """Measures a tick: training, and the maintenance before it."""
+
+    def __init__(self, cur_nimg: int) -> None:
+        self._began = self._resumed = time.time()
+        self._nimg, self._maintenance = cur_nimg, 0.0
+
+    def report(self, cur_nimg: int, peak_gb: float) -> None:
+        self._paused = time.time()
+        trained = self._paused - self._resumed
+        per_kimg = trained / max(cur_nimg - self._nimg, 1) * 1000
+        stats.report("Timing/sec_per_kimg", per_kimg)
+        stats.report("Timing/total_sec", self._paused - self._began)
+        stats.report("Timing/maintenance_sec", self._maintenance)
+        stats.report("Resources/peak_gb", peak_gb)
+
+    def end_maintenance(self, cur_nimg: int) -> None:
+        self._resumed, self._nimg = time.time(), cur_nimg
+        self._maintenance = self._resumed - self._paused
+
+
+def _phases(options: Mapping[str, Any], index: int) -> list[tuple[str, float]]:
+    """Return the phases of an iteration, with the factor that makes up for lazy ones."""
+    phases = []
+    for net in "GD":
+        interval = options[f"{net}_reg_interval"]
+        if interval is None:
+            phases.append((f"{net}both", 1.0))
+            continue
+        phases.append((f"{net}main", 1.0))
+        if index % interval == 0:
+            phases.append((f"{net}reg", float(interval)))
+    return phases
+
+
+def _tick(options: Mapping[str, Any], cur_nimg: int) -> int:
+    """Return the tick that an image belongs to: a function of the images alone, so that an
+    interrupted run saves where the uninterrupted one would have."""
+    return int(cur_nimg // (options["kimg_per_tick"] * 1000))
+
+
+def _columns(dataset: ImageDataset) -> int:
+    return max(min(1920 // dataset.resolution, 16), 3)
+
+
+def _labels(dataset: ImageDataset, indices: Sequence[int]) -> Tensor:
+    return torch.from_numpy(np.stack([dataset.get_label(i) for i in indices])).float()
+
+
+def _any_rank(value: bool) -> bool:
+    """Return whether `value` holds on any rank."""
+    return bool(_dist.sum_(torch.tensor(float(value))).item()) if _dist.world_size() > 1 else value
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM; the second one takes its usual course at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for kind in previous:
+            signal.signal(kind, signal.SIG_DFL)
+        print("\nSaving, then leaving; once more to leave at once.", flush=True)
+
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    previous = {}
+    with contextlib.suppress(ValueError):  # signals reach the main thread alone
+        previous = {kind: signal.signal(kind, note) for kind in kinds}
+    try:
+        yield received
+    finally:
+        for kind, handler in previous.items():
+            signal.signal(kind, handler)
