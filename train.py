@@ -115,7 +115,7 @@ def training_options(values: dict[str, Any]) -> tuple[dict[str, Any], int]:
         "external": list(values["plugin"]),
         "explicit": presets.explicit(given),
         "snapshot_ticks": values["snap"],
-        "metrics": _names(values["metrics"]),
+        "metrics": _metrics(values["metrics"]),
         "metric_data": values["metricdata"],
         "workers": values["workers"],
         "allow_tf32": values["allow_tf32"],
@@ -151,10 +151,13 @@ def _number_of_processes(gpus: int | None) -> int:
     return started
 
 
-def _names(metrics: str) -> list[str]:
-    names = [] if metrics == "none" else metrics.split(",")
-    if not all(names):
-        raise ValueError(f"--metrics={metrics}: give names with commas between, or none")
+def _metrics(text: str) -> list[str]:
+    """Return the names of the metrics; one that there is not is a mistake."""
+    from metrics import registry
+
+    names = [] if text == "none" else text.split(",")
+    for name in names:
+        registry.find(name)
     return names
 
 

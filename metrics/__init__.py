@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stylegan2_fewshot import _dist
+
 from .detectors import Detector, load
 from .evaluation import Evaluation
-from .features import Subject
+from .features import Subject, unchanged
 from .registry import METRICS, Metric, check, find
 from .results import append, is_better, read, value
 from .weights import DetectorMissing
@@ -38,16 +40,17 @@ def usable(
     Raises:
         ValueError: A name is no metric's.
     """
-    metrics = [find(name) for name in names]
-    good, complaints = [], []
-    for name, metric in zip(names, metrics, strict=True):
+    metrics = {name: find(name) for name in names}
+    troubles: dict[str, str] = {}
+    for name, metric in metrics.items():
         try:
             check(metric, dataset, reference)
             load(metric.detector, torch.device(device))
-            good.append(name)
         except ValueError as error:
-            complaints.append(f"{metric.name} is left out: {error}")
-    return good, complaints
+            troubles[name] = f"{metric.name} is left out: {error}"
+    for theirs in _dist.gather(troubles):  # what one rank cannot do, none does
+        troubles = {**theirs, **troubles}
+    return [name for name in metrics if name not in troubles], list(troubles.values())
 
 
 def compute(
@@ -58,7 +61,7 @@ def compute(
     *,
     device: torch.device | str = "cpu",
     seed: int = 0,
-    condition: Callable[[Tensor], Tensor] = Tensor.contiguous,
+    condition: Callable[[Tensor], Tensor] = unchanged,
     kimg: float | None = None,
     snapshot: str | None = None,
     show: bool = True,

@@ -30,9 +30,12 @@ from .backbones import (
 )
 from .weights import DetectorMissing, File, obtain
 
+CPU = torch.device("cpu")
 _NVIDIA = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
 _PYTORCH = "https://download.pytorch.org/models/"
 _LPIPS = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/"
+
+_LPIPS_SIZE = "area-256 where larger"  # done by the metrics, which hold images at that size
 
 INCEPTION = File(
     "inception-2015-12-05.pt",
@@ -112,7 +115,7 @@ def to_rgb(images: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=8)
-def load(name: str, device: torch.device = torch.device("cpu")) -> Detector:  # noqa: B008
+def load(name: str, device: torch.device = CPU) -> Detector:
     """Return a detector, from a path, a folder, an installed package, or a download.
 
     Raises:
@@ -137,7 +140,7 @@ def _inception(device: torch.device, *, probabilities: bool = False) -> Detector
 
 def _nvidia_vgg16(device: torch.device, *, lpips: bool = False) -> Detector:
     [path] = obtain((NVIDIA_VGG16,))
-    name, resize = ("nvidia-lpips", "none") if lpips else ("nvidia-vgg16", "in the network")
+    name, resize = ("nvidia-lpips", _LPIPS_SIZE) if lpips else ("nvidia-vgg16", "in the network")
     options = {"return_lpips": True, "resize_images": False} if lpips else {"return_features": True}
     call = functools.partial(_script(path, device), **options)
     return Detector(name, sha256_of(path), resize, call)
@@ -157,7 +160,7 @@ def _lpips(device: torch.device, *, name: str) -> Detector:
     separate, both = (CONVOLUTIONS[name], HEADS[name]), (BOTH[name],)
     paths = obtain(separate, both, separate)
     embed = LpipsEmbedding(convolutions(name, paths), lpips_heads(paths), TAPS[name])
-    return Detector(f"lpips-{name}", _hashes(paths), "none", _ready(embed, device))
+    return Detector(f"lpips-{name}", _hashes(paths), _LPIPS_SIZE, _ready(embed, device))
 
 
 _BUILDERS: Mapping[str, Callable[[torch.device], Detector]] = {
@@ -191,7 +194,10 @@ def _torchscript(name: str, device: torch.device) -> Detector:
 
 
 def _script(path: Path, device: torch.device) -> Any:
-    return torch.jit.load(str(path), map_location=device).eval()
+    try:
+        return torch.jit.load(str(path), map_location=device).eval()
+    except RuntimeError as error:
+        raise DetectorMissing(f"{path}: not a TorchScript file that this torch can read") from error
 
 
 def _ready(network: nn.Module, device: torch.device) -> nn.Module:

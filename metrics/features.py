@@ -24,6 +24,8 @@ from stylegan2_fewshot import _dist
 from stylegan2_fewshot.plugin import seed_of
 from training.sources import cache_dir
 
+CPU = torch.device("cpu")
+
 
 class Source(Protocol):
     """Something that gives tensors by groups: the items `[start, stop)` of `size`."""
@@ -32,6 +34,11 @@ class Source(Protocol):
     group: int
 
     def load(self, start: int, stop: int) -> Tensor: ...
+
+
+def unchanged(x: Tensor) -> Tensor:
+    """Return `x`: the function to extract or to condition with where there is none."""
+    return x
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,8 @@ class Subject:
     G: Any
     labels: Any = None
     seed: int = 0
-    device: torch.device = torch.device("cpu")
-    condition: Callable[[Tensor], Tensor] = Tensor.contiguous
+    device: torch.device = CPU
+    condition: Callable[[Tensor], Tensor] = unchanged
 
     def draw_labels(self, size: int, rng: torch.Generator) -> Tensor:
         """Return labels `[size, c_dim]` of images of the data set; empty ones if G has none."""

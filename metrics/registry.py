@@ -9,6 +9,7 @@ with Inception and nothing else; with another detector it is called `fd`.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from . import distances, diversity, manifold, memorisation
 from .detectors import Detector, to_rgb
 from .evaluation import Evaluation
-from .features import Held, Reals
+from .features import Held, Reals, unchanged
 from .perceptual_path import PathSteps, trimmed_mean
 
 Values = dict[str, float]  # the first is the one to judge by; "" is the metric itself
@@ -87,7 +88,7 @@ def _path_length(
     e: Evaluation, d: Detector, m: Metric, *, space: str, sampling: str, crop: bool
 ) -> Values:
     steps = PathSteps(e.subject, m.num_fakes, lpips=d, space=space, sampling=sampling, crop=crop)
-    return {"": trimmed_mean(e.extract(steps, torch.Tensor.detach, "path lengths"))}
+    return {"": trimmed_mean(e.extract(steps, unchanged, "path lengths"))}
 
 
 def _nearness(e: Evaluation, d: Detector, m: Metric) -> Values:
@@ -183,6 +184,7 @@ METRICS = {
     "ppl_wend": _path("w", "end"),
 }
 _MOST_CLUSTERS = 100
+_FEWEST_REALS = 6  # five neighbours
 
 
 def find(text: str) -> Metric:
@@ -229,13 +231,19 @@ def check(metric: Metric, dataset: Any, reference: Any) -> None:
         raise ValueError(
             f"{metric.name}: needs images that G is not trained on; give them as --metricdata"
         )
-    if metric.function is _intra_cluster and len(dataset) > _MOST_CLUSTERS:
-        raise ValueError(
-            f"{metric.name}: is for training sets of at most {_MOST_CLUSTERS} images, "
-            f"got {len(dataset)}; leave it away"
-        )
     if reference is not None and reference.resolution != dataset.resolution:
         raise ValueError(
             f"--metricdata: images must be of {dataset.resolution} pixels as the training set's, "
             f"got {reference.resolution}; resize them"
         )
+    most = _MOST_CLUSTERS if metric.function is _intra_cluster else sys.maxsize
+    _check_number(f"{metric.name}: training images", Reals(dataset).size, 1, most)
+    number = len((dataset if reference is None else reference).file_names)
+    _check_number(f"{metric.name}: images to measure against", number, _FEWEST_REALS, sys.maxsize)
+
+
+def _check_number(what: str, number: int, fewest: int, most: int) -> None:
+    if number < fewest:
+        raise ValueError(f"{what} must be at least {fewest}, got {number}; add some")
+    if number > most:
+        raise ValueError(f"{what} must be at most {most}, got {number}; leave this metric away")

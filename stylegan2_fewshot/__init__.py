@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import ada, apa, diffaugment, fixed, freezed, lecam
+from . import ada, apa, diffaugment, ewc, fixed, freezed, lecam
 from .plugin import Plugin, Plugins, Run, Step, register
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "ada",
     "apa",
     "diffaugment",
+    "ewc",
     "fixed",
     "freezed",
     "lecam",

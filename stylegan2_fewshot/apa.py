@@ -100,8 +100,11 @@ class APA(Plugin):
                 f"--apa-flip={self.flip} needs apa ahead of others, as in --aug=apa,ada"
             )
         mask = self._draw(img, step)
-        reals = [self._real_like(c, step) if m else i for c, m, i in zip(step.c, mask, img)]
-        return torch.stack([real.to(img) for real in reals])
+        shown = [
+            self._real_like(c, step).to(img) if flipped else fake
+            for c, flipped, fake in zip(step.c, mask, img, strict=True)
+        ]
+        return torch.stack(shown)
 
     def observe(self, step: Step) -> None:
         if step.phase == "Gmain":

@@ -26,9 +26,12 @@ _BAND_POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)  # 1/f power spectrum of photogr
 class Settings:
     """Constructor arguments of `AugmentPipe`.
 
-    A field named like a transform multiplies the pipe's p for that transform; 0 leaves it out.
-    Shares are of the image's width and height, angles of pi, standard deviations of scales of one
-    octave.
+    A field named after a transform multiplies the pipe's p for that transform; 0 leaves it out.
+    The others bound what is drawn: `xint_max`, `xfrac_std` and `cutout_size` in shares of the
+    image's width and height, `rotate_max` and `hue_max` in half turns, `scale_std`, `aniso_std`,
+    `contrast_std`, `saturation_std` and `imgfilter_std` in octaves, `brightness_std` and
+    `noise_std` in units of the image, whose range is 2. `imgfilter_bands` multiplies p for each of
+    the four frequency bands, the lowest first.
     """
 
     xflip: float = 0
@@ -170,6 +173,7 @@ class Draw:
     def normal(self, std: float, columns: int = 1) -> Tensor:
         if self.percentile is None:
             return std * self._random(torch.randn, columns)
+        # Without the factor sqrt(2) of a normal quantile, as in the original's recorded numbers.
         return std * self._quantile(self.percentile * 2 - 1, columns).erfinv()
 
     def half_normal(self, std: float) -> Tensor:

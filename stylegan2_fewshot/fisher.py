@@ -26,6 +26,7 @@ from .plugin import seed_of
 
 BLOCK = 64  # samples between two sums over the ranks; a run goes on from the end of one
 SAVE_EVERY_SEC = 30
+MAX_BATCH = 32
 VECTOR_BYTES = 256 * 2**20  # per-sample gradients held at once
 
 
@@ -168,7 +169,9 @@ class Sums:
     def add(self, gradients: Tensor) -> None:
         """Take in the gradients of further samples, `[n, parameters]`."""
         squares = gradients.float().square()
-        means = torch.stack([s.mean(1) for s in squares.split(self.sizes, dim=1)], 1).double()
+        means = torch.stack(
+            [s.mean(1) for s in torch.split(squares, self.sizes, dim=1)], 1
+        ).double()
         self.squares += squares.sum(0)
         self.moments += torch.stack([means.sum(0), means.square().sum(0)])
         self.done += len(gradients)
@@ -180,7 +183,7 @@ class Sums:
 
     def mean(self) -> list[Tensor]:
         """Return the Fisher information of every tensor, flat."""
-        return [part.float() for part in (self.squares / self.done).split(self.sizes)]
+        return [part.float() for part in torch.split(self.squares / self.done, self.sizes)]
 
     def standard_error(self) -> list[float | None]:
         """Return the standard error of every layer's mean; None after a single sample."""
@@ -221,32 +224,40 @@ def estimate(
     job = Estimator(G, D, settings, labels)
     meta = _stamp(job, source, network)
     sums = _resume(partial, Sums(job.sizes, job.device), meta)
-    saved = time.monotonic()
-    main = _dist.rank() == 0
-    with tqdm(
-        desc="Fisher", total=settings.samples, initial=int(sums.done), disable=not main
-    ) as bar:
+    vectorized = vectorized and _vectorizes(job)
+    batch = batch or max(1, min(MAX_BATCH, VECTOR_BYTES // (4 * sum(job.sizes))))
+    main, saved = _dist.rank() == 0, time.monotonic()
+    start = int(sums.done)
+    with tqdm(desc="Fisher", total=settings.samples, initial=start, disable=not main) as bar:
         while (done := int(sums.done)) < settings.samples:
-            sums.merge(_block(job, done, batch or _batch_size(job), vectorized))
-            bar.update(int(sums.done) - done)
+            sums.merge(_block(job, done, batch, vectorized, bar))
             if partial and main and time.monotonic() - saved > SAVE_EVERY_SEC:
                 fisher_file.write(partial, sums.tensors(), meta)
                 saved = time.monotonic()
     return _finish(job, sums, meta)
 
 
-def _block(job: Estimator, done: int, batch: int, vectorized: bool) -> Sums:
+def _block(job: Estimator, done: int, batch: int, vectorized: bool, bar: tqdm[Any]) -> Sums:
     """Return the sums over this rank's share of the next block of samples."""
     sums = Sums(job.sizes, job.device)
     end = min(done + BLOCK, job.settings.samples)
     mine = range(done + _dist.rank(), end, _dist.world_size())
     for first in range(0, len(mine), batch):
         sums.add(job.gradients(mine[first : first + batch], vectorized=vectorized))
+        bar.update(min(done + (first + batch) * _dist.world_size(), end) - bar.n)
     return sums
 
 
-def _batch_size(job: Estimator) -> int:
-    return max(1, min(BLOCK, VECTOR_BYTES // (4 * sum(job.sizes))))
+def _vectorizes(job: Estimator) -> bool:
+    """Try it on two samples; an operation of the networks may not know how."""
+    try:
+        job.gradients(range(2))
+    except (RuntimeError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        if _dist.rank() == 0:
+            print(f"Fisher: one sample at a time; torch.func cannot batch this network: {reason}")
+        return False
+    return True
 
 
 def _stamp(job: Estimator, source: str, network: str) -> dict[str, Any]:
@@ -352,6 +363,7 @@ def main(
     """
     from training import pickles, sources
 
+    torch.backends.cudnn.allow_tf32 = False  # squares double what a gradient is off by
     place = _dist.init(device)
     path = sources.fetch(network_pkl)
     out = out or path.with_suffix(".fisher.npz")

@@ -70,7 +70,7 @@ def load(path: Path) -> Fisher:
 
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and `meta` with a checksum over both; the file is complete or absent."""
-    arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+    arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
     text = json.dumps({**meta, "checksum": _checksum(arrays, meta)})
     new = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -111,10 +112,18 @@ class StyleGAN2Loss:
         later = torch.arange(ws.shape[1], device=ws.device) >= cut
         return torch.where((later & mixed)[:, None], other, ws)
 
-    def _discriminate(self, img: Tensor, c: Tensor, step: Step, sync: bool) -> Tensor:
+    def _discriminate(
+        self, img: Tensor, c: Tensor, step: Step, sync: bool = False
+    ) -> tuple[Tensor, Step]:
+        """Return D's logits `[N, 1]`, and the step with them, which plugins have observed."""
         with _synced(self.D, sync):
-            logits: Tensor = self.D(self.plugins.augment(img, step), c)
-        return logits
+            logits = self.D(self.plugins.augment(img, step), c)
+        step = replace(step, logits=logits)
+        kind = "real" if step.phase in ("Dreal", "Dr1") else "fake"
+        stats.report(f"Loss/scores/{kind}", logits)
+        stats.report(f"Loss/signs/{kind}", logits.sign())
+        self.plugins.observe(step)
+        return logits, step
 
     def _backward(self, loss: Tensor, step: Step, gain: float) -> None:
         """Add the plugins' penalties and let the gradients flow."""
@@ -125,11 +134,9 @@ class StyleGAN2Loss:
     def _g_main(self, z: Tensor, c: Tensor, gain: float, sync: bool) -> None:
         img, ws, c = self._generate(z, c, sync)
         step = Step("Gmain", self.cur_nimg, c=c, ws=ws, img=img, z=z)
-        step = _with(step, logits=self._discriminate(img, c, step, sync=False))
-        loss = F.softplus(-step.logits)
-        self._report("fake", step.logits)
+        logits, step = self._discriminate(img, c, step)
+        loss = F.softplus(-logits)
         stats.report("Loss/G/loss", loss)
-        self.plugins.observe(step)
         self._backward(loss.mean(), step, gain)
 
     def _g_path_length(self, z: Tensor, c: Tensor, gain: float, sync: bool) -> None:
@@ -152,10 +159,8 @@ class StyleGAN2Loss:
         with torch.no_grad():
             img, ws, c = self._generate(z, c, sync=False)
         step = Step("Dfake", self.cur_nimg, c=c, ws=ws, img=img, z=z)
-        step = _with(step, logits=self._discriminate(img, c, step, sync=False))
-        self._report("fake", step.logits)
-        self.plugins.observe(step)
-        self._backward(F.softplus(step.logits).mean(), step, gain)
+        logits, step = self._discriminate(img, c, step)
+        self._backward(F.softplus(logits).mean(), step, gain)
 
     def _d_real(
         self, img: Tensor, c: Tensor, gain: float, sync: bool, main: bool, r1: bool
@@ -165,28 +170,17 @@ class StyleGAN2Loss:
         step = Step("Dreal" if main else "Dr1", self.cur_nimg, c=c)
         img, c = self.plugins.real_images(img, self.plugins.condition(c, img), step)
         img = img.detach().requires_grad_(r1)
-        step = _with(step, c=c, img=img)
-        step = _with(step, logits=self._discriminate(img, c, step, sync))
-        self._report("real", step.logits)
-        self.plugins.observe(step)
-        loss = F.softplus(-step.logits).mean() if main else step.logits.mean() * 0
+        logits, step = self._discriminate(img, c, replace(step, c=c, img=img), sync)
+        loss = logits.mean() * 0  # every parameter has a gradient, whatever is measured
         if main:
-            stats.report("Loss/D/loss", F.softplus(-step.logits))
+            loss = F.softplus(-logits).mean()
+            stats.report("Loss/D/loss", loss)
         if r1:
-            (slope,) = torch.autograd.grad(step.logits.sum(), [img], create_graph=True)
+            (slope,) = torch.autograd.grad(logits.sum(), [img], create_graph=True)
             square = slope.square().sum([1, 2, 3])
             stats.report("Loss/r1_penalty", square)
             loss = loss + square.mean() * (self.r1_gamma / 2)
         self._backward(loss, step, gain)
-
-    @staticmethod
-    def _report(kind: str, logits: Tensor) -> None:
-        stats.report(f"Loss/scores/{kind}", logits)
-        stats.report(f"Loss/signs/{kind}", logits.sign())
-
-
-def _with(step: Step, **changes: Any) -> Step:
-    return Step(**{**vars(step), **changes})
 
 
 @contextlib.contextmanager

@@ -145,43 +145,48 @@ class Plugins(torch.nn.ModuleDict):
         """Build plugins from `{name: constructor arguments}`."""
         return cls({name: find(name)(**arguments) for name, arguments in options.items()})
 
+    @property
+    def active(self) -> list[Plugin]:
+        """The plugins, in their order."""
+        return list(self.values())  # type: ignore[arg-type]
+
     def setup(self, run: Run) -> None:
-        for plugin in self.values():
+        for plugin in self.active:
             plugin._seed = run.seed
             plugin.setup(run)
         self.to(run.device)
 
     def trainable(self, net: str, name: str) -> bool:
-        return all(plugin.trainable(net, name) for plugin in self.values())
+        return all(plugin.trainable(net, name) for plugin in self.active)
 
     def condition(self, c: Tensor, img: Tensor | None = None) -> Tensor:
-        for plugin in self.values():
+        for plugin in self.active:
             c = plugin.condition(c, img)
         return c
 
     def real_images(self, img: Tensor, c: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        for plugin in self.values():
+        for plugin in self.active:
             img, c = plugin.real_images(img, c, step)
         return img, c
 
     def augment(self, img: Tensor, step: Step) -> Tensor:
-        for plugin in self.values():
+        for plugin in self.active:
             img = plugin.augment(img, step)
         return img
 
     @torch.no_grad()
     def observe(self, step: Step) -> None:
-        for plugin in self.values():
+        for plugin in self.active:
             plugin.observe(step)
 
     def penalty(self, step: Step) -> Tensor | None:
-        terms = [plugin.penalty(step) for plugin in self.values()]
+        terms = [plugin.penalty(step) for plugin in self.active]
         given = [term for term in terms if term is not None]
         return torch.stack(given).sum() if given else None
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
-        for plugin in self.values():
+        for plugin in self.active:
             plugin.after_step(step)
 
 

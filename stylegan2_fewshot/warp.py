@@ -37,9 +37,14 @@ _MARGIN = 3  # pixels on either side that the low-pass filter reaches
 def warp(images: Tensor, inverse: Tensor, taps: Tensor) -> Tensor:
     """Resample images `[N, C, H, W]` through `inverse` `[N, 3, 3]` at twice their resolution.
 
-    Reflected at the border by at most the image's size and zero beyond. Up- and downsampling with
-    the orthogonal low-pass `taps` `[12]` are products with banded matrices, so a shift by whole
-    pixels is exact.
+    Reflected at the border by at most the image's size and zero beyond. Upsampling with the
+    orthogonal low-pass `taps` `[12]` is undone by downsampling, so the identity and shifts by whole
+    pixels are exact; flips are not, as the taps are not quite symmetric.
+
+    Args:
+        images: Images of any number of channels.
+        inverse: Maps from output to input, in pixels from the centre; on the CPU.
+        taps: Low-pass filter, sum 1.
     """
     height, width = images.shape[2:]
     x, y = _reach(inverse, width, height)
@@ -50,7 +55,7 @@ def warp(images: Tensor, inverse: Tensor, taps: Tensor) -> Tensor:
 
 
 def _reach(inverse: Tensor, width: int, height: int) -> list[tuple[int, int]]:
-    """Return by how many pixels the outputs reach over each border: (left, right), (top, bottom)."""
+    """Return the pixels needed beyond each border: (left, right), (top, bottom)."""
     half = torch.tensor([width - 1, height - 1]) / 2
     corners = torch.tensor([[-1.0, -1, 1, 1], [-1, 1, -1, 1]]) * half[:, None]
     inputs = inverse[:, :2, :2] @ corners + inverse[:, :2, 2:]

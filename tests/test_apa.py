@@ -122,7 +122,7 @@ def test_p_moves_every_fourth_iteration_as_published():
             expected += np.sign(mean - 0.6) * 8 * 4 / 400
             expected = min(max(expected, 0.0), 0.99)
         assert apa.adaptive.p.item() == pytest.approx(expected, abs=1e-6)
-    assert 0 < expected
+    assert expected > 0
 
 
 def test_p_stays_within_its_bounds():

@@ -75,7 +75,7 @@ def write_images(folder, generator, size, *, start=0):
     """Write images of a generator's as PNGs, and return them as a data set."""
     folder.mkdir()
     fakes = features.Fakes(Subject(generator, seed=1), start + size)
-    images = extract(fakes, lambda images: images)
+    images = extract(fakes, features.unchanged)
     for number, image in enumerate(images[start:]):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number:03d}.png")
     return ImageDataset(folder)
@@ -175,10 +175,22 @@ def test_images_of_another_size_are_refused(ten, tmp_path):
     assert "must be of 8 pixels" in complaint
 
 
+def test_too_few_images_to_measure_against_are_refused(ten, tmp_path):
+    three = write_images(tmp_path / "three", ToyGenerator(), 3)
+    _, [complaint] = metrics.usable(["fd5k_full@mobilenetv2"], ten, three)
+    assert "images to measure against must be at least 6, got 3" in complaint
+
+
+def test_what_one_rank_cannot_do_is_left_out_by_all(ten, heldout, monkeypatch):
+    monkeypatch.setattr(_dist, "gather", lambda mine: [mine, {"nn1k": "no disk on rank 1"}])
+    found = metrics.usable(["copying1k", "nn1k"], ten, heldout)
+    assert found == (["copying1k"], ["no disk on rank 1"])
+
+
 def test_intra_cluster_distance_is_for_few_images(tmp_path):
     many = write_images(tmp_path / "many", ToyGenerator(), 101)
     _, [complaint] = metrics.usable(["lpips1k_intra"], many)
-    assert "at most 100 images, got 101" in complaint
+    assert "training images must be at most 100, got 101" in complaint
 
 
 # Results
@@ -412,15 +424,15 @@ def test_path_length_of_a_linear_generator():
     # Pixels move by spread * (z1 - z0) M per path: the squared length of that, on average.
     generator = ToyGenerator(spread=0.01)
     expected = 2 * 1e-4 * float(generator.matrix.square().sum())
-    found = extract(steps(), torch.Tensor.detach)
+    found = extract(steps(), features.unchanged)
     assert found.shape == (64,)
     assert float(found.mean()) == pytest.approx(expected, rel=0.25)
-    longer = extract(steps(epsilon=1e-2), torch.Tensor.detach)
+    longer = extract(steps(epsilon=1e-2), features.unchanged)
     torch.testing.assert_close(longer, found, rtol=0.05, atol=0)
 
 
 def test_path_is_along_the_sphere_in_z():
-    found = extract(steps(space="z", sampling="full", epsilon=1e-2), torch.Tensor.detach)
+    found = extract(steps(space="z", sampling="full", epsilon=1e-2), features.unchanged)
     # Unit vectors an angle apart: at most pi, along the direction that stretches most.
     norm = torch.linalg.matrix_norm(ToyGenerator().matrix, 2)
     assert 0 < float(found.max()) < (0.01 * math.pi * float(norm)) ** 2

@@ -188,6 +188,9 @@ def test_torchscript_file_is_a_detector(folder):
 
 
 def test_unknown_detector_is_missing(folder):
+    (folder / "text.pt").write_text("no network")
+    with pytest.raises(DetectorMissing, match="not a TorchScript file"):
+        detectors.load("text")
     with pytest.raises(DetectorMissing, match=r"dinov2\.pt"):
         detectors.load("dinov2")
     with pytest.raises(DetectorMissing, match="no such file"):
@@ -208,7 +211,7 @@ def test_lpips_of_the_upstream_examples():
     near, reference, far = (lpips(example(name)) for name in ("ex_p1", "ex_ref", "ex_p0"))
     found = [float((x - reference).square().sum()) for x in (far, near)]
     assert found == pytest.approx([0.722, 0.138], abs=5e-4)
-    assert lpips.sha256.startswith("443c5bc3") and lpips.resize == "none"
+    assert lpips.sha256.startswith("443c5bc3") and lpips.resize == "area-256 where larger"
 
 
 def test_heads_of_both_packages_are_the_same():

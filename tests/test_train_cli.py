@@ -149,7 +149,8 @@ def test_world_size_of_torchrun_counts(dry_run, monkeypatch):
         ("--lecam-decay=0.5", "--lecam-decay=0.5 needs lecam, which is off; add --lecam-lambda"),
         ("--plugin=nowhere:Mine", "--plugin=nowhere:Mine: No module named 'nowhere'"),
         ("--colour=1", "No such option"),
-        ("--metrics=", "--metrics"),
+        ("--metrics=", "--metrics="),
+        ("--metrics=fid50k_full,fid50", "--metrics=fid50: "),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_option(args, message, dry_run):

@@ -271,7 +271,7 @@ def _describe(key: str, net: torch.nn.Module) -> dict[str, Any]:
     cls = _CLASSES[key]
     if not isinstance(net, cls):
         raise ValueError(f"{key} must be a {cls.__name__}, got a {type(net).__name__}")
-    kwargs = _plain(net.init_kwargs)
+    kwargs: dict[str, Any] = _plain(net.init_kwargs)
     _skeleton(key, (), kwargs, net.state_dict())
     return kwargs
 

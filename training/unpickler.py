@@ -11,7 +11,7 @@ import io
 import pickle
 import pickletools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 _MAX_OPCODES = 1_000_000  # a network of 1024x1024 takes 30,000
-_OPCODES = frozenset(
+_OPCODES = (
     "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT"
     " SHORT_BINUNICODE BINUNICODE SHORT_BINBYTES BINBYTES BINBYTES8 EMPTY_LIST APPEND APPENDS"
     " EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS EMPTY_SET GLOBAL"
-    " STACK_GLOBAL REDUCE NEWOBJ BUILD BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE".split()
+    " STACK_GLOBAL REDUCE NEWOBJ BUILD BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE"
 )
+_ALLOWED = frozenset(_OPCODES.split())
 
 
 class PickleError(ValueError):
@@ -200,7 +201,7 @@ def _rehearse(data: bytes) -> None:
     marks: list[int] = []
     memo: dict[object, object] = {}
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        if opcode.name not in _OPCODES:
+        if opcode.name not in _ALLOWED:
             raise PickleError(f"refused opcode {opcode.name}, which no network pickle needs")
         if count > _MAX_OPCODES:
             raise PickleError(f"refused more than {_MAX_OPCODES} opcodes")
@@ -220,7 +221,7 @@ def _rehearse(data: bytes) -> None:
             stack += opcode.stack_after
 
 
-def _take(stack: list[object], marks: list[int], kinds: list[object]) -> list[object]:
+def _take(stack: list[object], marks: list[int], kinds: Sequence[object]) -> list[object]:
     """Remove what an opcode consumes; a mark in `kinds` stands for all down to the last mark."""
     if pickletools.markobject in kinds:
         start = marks.pop() - kinds.index(pickletools.markobject)

@@ -1,28 +1,34 @@
-"""Bias, activation, gain and clamp in as few passes over memory as PyTorch allows."""
+"""Bias, activation, gain and clamp: one kernel, or as few passes as PyTorch allows."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import backend
+
 
 class Activation(NamedTuple):
-    """A function of (x, alpha), with the original's default alpha and gain."""
+    """A function of (x, alpha), with the original's default alpha and gain.
+
+    It is `curved` if its second derivative is not zero.
+    """
 
     apply: Callable[[Tensor, float], Tensor]
     alpha: float
     gain: float
+    curved: bool = True
 
 
 ACTIVATIONS = {
-    "linear": Activation(lambda x, alpha: x, 0.0, 1.0),
-    "relu": Activation(lambda x, alpha: torch.relu(x), 0.0, math.sqrt(2)),
-    "lrelu": Activation(lambda x, alpha: F.leaky_relu(x, alpha), 0.2, math.sqrt(2)),
+    "linear": Activation(lambda x, alpha: x, 0.0, 1.0, False),
+    "relu": Activation(lambda x, alpha: torch.relu(x), 0.0, math.sqrt(2), False),
+    "lrelu": Activation(lambda x, alpha: F.leaky_relu(x, alpha), 0.2, math.sqrt(2), False),
     "tanh": Activation(lambda x, alpha: torch.tanh(x), 0.0, 1.0),
     "sigmoid": Activation(lambda x, alpha: torch.sigmoid(x), 0.0, 1.0),
     "elu": Activation(lambda x, alpha: F.elu(x), 0.0, 1.0),
@@ -64,6 +70,9 @@ def bias_act(
     kind = ACTIVATIONS[act]
     alpha = kind.alpha if alpha is None else alpha
     gain = kind.gain if gain is None else gain
+    if backend.kernels(x, b) is not None:
+        result: Tensor = _BiasAct.apply(x, b, _Settings(dim, act, alpha, gain, clamp))
+        return result
     if b is not None:
         b = b.reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
     if act in _HOMOGENEOUS and gain >= 0 and x.dtype in _REDUCED:
@@ -79,3 +88,70 @@ def _scale_shift(x: Tensor, gain: float, b: Tensor | None) -> Tensor:
     if b is None:
         return x if gain == 1 else x * gain
     return torch.add(b * gain, x, alpha=gain)
+
+
+class _Settings(NamedTuple):
+    """The arguments of `bias_act` that are no tensors."""
+
+    dim: int
+    act: str
+    alpha: float
+    gain: float
+    clamp: float | None
+
+    @property
+    def reads_output(self) -> bool:
+        """Whether the derivative follows from the sign and size of the result.
+
+        Then the input, which nothing else needs, can be freed.
+        """
+        return not ACTIVATIONS[self.act].curved and self.gain > 0 and self.alpha >= 0
+
+    def run(self, x: Tensor, b: Tensor | None, *factors: Tensor, from_output: bool = False) -> Any:
+        """Return the function, or with one or two factors its derivatives' product with them."""
+        first, other, *_ = (*factors, None, None)
+        kernel = backend.kernels(x).bias_act
+        index = list(ACTIVATIONS).index(self.act)
+        return kernel(x, b, self.dim, index, *self[2:], first, other, from_output)
+
+    def sum_for_bias(self, dx: Tensor, like: Tensor) -> Tensor:
+        return dx.sum([i for i in range(dx.ndim) if i != self.dim % dx.ndim]).to(like.dtype)
+
+
+class _BiasAct(torch.autograd.Function):
+    """The operation by our kernels."""
+
+    @staticmethod
+    def forward(ctx, x, b, settings):  # type: ignore[no-untyped-def]
+        y = settings.run(x, b)
+        ctx.settings = settings
+        ctx.save_for_backward(*((y, None) if settings.reads_output else (x, b)), b)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[no-untyped-def]
+        reference, added, b = ctx.saved_tensors
+        dx = _BiasActGradient.apply(dy, reference, added, ctx.settings)
+        db = ctx.settings.sum_for_bias(dx, b) if ctx.needs_input_grad[1] else None
+        return dx, db, None
+
+
+class _BiasActGradient(torch.autograd.Function):
+    """The gradient by `x` from the operation's input or result; itself differentiable once."""
+
+    @staticmethod
+    def forward(ctx, dy, reference, b, settings):  # type: ignore[no-untyped-def]
+        ctx.settings = settings
+        ctx.save_for_backward(dy, reference, b)
+        return settings.run(reference, b, dy, from_output=settings.reads_output)
+
+    @staticmethod
+    def backward(ctx, ddx):  # type: ignore[no-untyped-def]
+        dy, reference, b = ctx.saved_tensors
+        settings = ctx.settings
+        ddy = _BiasActGradient.apply(ddx, reference, b, settings)
+        if not ACTIVATIONS[settings.act].curved or not any(ctx.needs_input_grad[1:3]):
+            return ddy, None, None, None
+        x_gradient = settings.run(reference, b, ddx, dy)
+        b_gradient = settings.sum_for_bias(x_gradient, b) if ctx.needs_input_grad[2] else None
+        return ddy, x_gradient, b_gradient, None

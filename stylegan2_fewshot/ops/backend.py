@@ -7,14 +7,64 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MODES = ("auto", "cuda", "torch")
 _KERNELS: Any = None  # the built extension, once one is loaded
 _PRECISION = "auto"
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def kernels(x: Tensor) -> Any:
-    """Return the compiled kernels that serve `x`, or None for the plain path."""
-    return _KERNELS if x.is_cuda else None
+def select(mode: str, device: torch.device) -> str:
+    """Choose for the whole process what the operations run on, and return a line that says it.
+
+    Args:
+        mode: `torch` for PyTorch's own operations; `cuda` for our kernels, compiled at their first
+            use; `auto` for the kernels on a GPU, where they can be built and agree with PyTorch.
+        device: Where the networks are.
+
+    Raises:
+        ValueError: `mode` is none of these, or `cuda` on a device that has no CUDA.
+        RuntimeError: With `cuda`, the kernels cannot be built or do not agree with PyTorch.
+    """
+    global _KERNELS
+    if mode not in MODES:
+        raise ValueError(f"--ops must be one of {', '.join(MODES)}, got {mode!r}")
+    if mode == "cuda" and device.type != "cuda":
+        raise ValueError(f"--ops=cuda needs a CUDA device, got {device}; use --ops=auto")
+    _KERNELS = None
+    if mode == "torch" or device.type != "cuda":
+        return f"Operations: PyTorch on {device.type}."
+    try:
+        _KERNELS = _load(device)
+    except Exception as error:  # compilers and loaders fail in every way
+        from . import build
+
+        reason = build.explain(error)
+        if mode == "cuda":
+            raise RuntimeError(f"--ops=cuda: no CUDA kernels: {reason}") from error
+        return f"Operations: PyTorch on cuda, slower than our kernels, which failed: {reason}."
+    return f"Operations: CUDA kernels for {torch.cuda.get_device_name(device)}."
+
+
+def _load(device: torch.device) -> Any:
+    from . import build  # imports the operations, which import this module
+
+    kernels = build.load(device)
+    build.verify(kernels, device)
+    return kernels
+
+
+def kernels(x: Tensor, *others: Tensor | None) -> Any:
+    """Return the compiled kernels that serve `x`, or None for the plain path.
+
+    Tensors inside a transform of torch.func have no memory that a kernel could read.
+    """
+    if _KERNELS is None or not x.is_cuda or any(map(_is_transformed, (x, *others))):
+        return None
+    return _KERNELS
+
+
+def _is_transformed(tensor: Tensor | None) -> bool:
+    return tensor is not None and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def set_precision(precision: str) -> None:

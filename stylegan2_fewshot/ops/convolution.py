@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,11 +102,13 @@ def modulated_conv2d(
         weight = weight / weight.abs().amax([1, 2, 3], keepdim=True) / fan_in**0.5
         styles = styles / styles.abs().amax(1, keepdim=True)
     scale = _demodulation(weight, styles) if demodulate else None
-    arguments = dict(f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight)
+    arguments: dict[str, Any] = dict(
+        f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight
+    )
     if fused_modconv:
         y = _per_image(x, weight, styles, scale, arguments)
         return y if noise is None else y + noise.to(y.dtype)
-    y = conv2d_resample(x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype), **arguments)  # type: ignore[arg-type]
+    y = conv2d_resample(x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype), **arguments)
     noise = None if noise is None else noise.to(y.dtype)
     if scale is None:
         return y if noise is None else y + noise
@@ -124,7 +127,7 @@ def _demodulation(weight: Tensor, styles: Tensor) -> Tensor:
 
 
 def _per_image(
-    x: Tensor, weight: Tensor, styles: Tensor, scale: Tensor | None, arguments: dict[str, object]
+    x: Tensor, weight: Tensor, styles: Tensor, scale: Tensor | None, arguments: dict[str, Any]
 ) -> Tensor:
     """Convolve as one grouped convolution, one group per image."""
     count, (outputs, channels, *kernel) = x.shape[0], weight.shape
@@ -132,7 +135,7 @@ def _per_image(
     if scale is not None:
         own = own * scale[:, :, None, None, None]
     own = own.to(x.dtype).reshape(count * outputs, channels, *kernel)
-    y = conv2d_resample(x.reshape(1, -1, *x.shape[2:]), own, groups=count, **arguments)  # type: ignore[arg-type]
+    y = conv2d_resample(x.reshape(1, -1, *x.shape[2:]), own, groups=count, **arguments)
     return y.reshape(count, outputs, *y.shape[2:])
 
 

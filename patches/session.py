@@ -1,0 +1,193 @@
+"""Our part in one process of the host's training: hooks into its loop, and what is kept of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stylegan2_fewshot import Run, stats
+from stylegan2_fewshot.plugin import load_external
+
+from . import runtime
+from .host import Host, open_checkout
+from .host_loss import HostLoss
+from .overlay import replace
+
+END = "Gema"  # what the host's loop calls, for the profiler, its update of G_ema
+
+
+class Worker:
+    """Stands in for the host's `subprocess_fn`, in this process or in one that is spawned."""
+
+    def __init__(self, checkout: str, device: str, external: tuple[str, ...]) -> None:
+        self._arguments = (checkout, device, external)
+        self._device = device
+        for place in external:
+            load_external(place)
+        self._host = open_checkout(Path(checkout))
+        self._run = self._host.train.subprocess_fn
+
+    def __reduce__(self) -> tuple[type[Worker], tuple[Any, ...]]:
+        return Worker, self._arguments
+
+    def __call__(self, rank: int, *args: Any, **kwargs: Any) -> None:
+        device = torch.device(self._device, *([rank] if self._device == "cuda" else []))
+        patched = runtime.apply(self._host, device)
+        loop = self._host.loop.training_loop
+
+        def training_loop(rank: int, **options: Any) -> None:
+            if rank == 0:
+                print("Patched for this machine:", *patched, sep="\n  ")
+            Session(self._host, options, device, rank)
+            loop(rank=rank, **options)
+
+        self._host.loop.training_loop = training_loop
+        self._run(rank, *args, **kwargs)
+
+
+class Session:
+    """Watches the host's loop: what it builds, where an iteration ends, when it saves.
+
+    Args:
+        host: The checkout.
+        options: What the host's loop is called with.
+        device: The device of this process.
+        rank: The number of this process.
+    """
+
+    def __init__(
+        self, host: Host, options: Mapping[str, Any], device: torch.device, rank: int
+    ) -> None:
+        self._host, self._options, self._device, self._rank = host, options, device, rank
+        self._built: dict[str, Any] = {}
+        self._source: str | None = None
+        self._construct = host.module("dnnlib").util.construct_class_by_name
+        self._label = torch.autograd.profiler.record_function
+        replace(host.loop, "dnnlib.util.construct_class_by_name", self._constructed)
+        replace(host.loop, "torch.autograd.profiler.record_function", self._labelled)
+        replace(host.loop, "pickle.dump", self._dumped)
+        stats.report = host.module("torch_utils.training_stats").report
+
+    def _constructed(self, *args: Any, class_name: str, **kwargs: Any) -> Any:
+        made = self._construct(*args, class_name=class_name, **kwargs)
+        self._built.setdefault(class_name, made)
+        if isinstance(made, HostLoss):
+            self._loss = made
+            self._set_up()
+        return made
+
+    def _labelled(self, label: str) -> Any:
+        if label == END:
+            self._loss.end_iteration()
+        return self._label(label)
+
+    def _dumped(self, content: Any, file: Any) -> None:
+        pickle.dump(content, file)
+        self._save(Path(file.name))
+
+    def _set_up(self) -> None:
+        """Set the plugins up with the source network, then take over their state, if kept."""
+        resumed = self._local(self._options.get("resume_pkl"))
+        kept = None if resumed is None else _read(state_file(Path(resumed)))
+        self._source = kept["source"] if kept else resumed
+        run = Run(
+            G=self._made("G"),
+            D=self._made("D"),
+            dataset=self._made("training_set"),
+            device=self._device,
+            batch_size=self._options["batch_size"],
+            seed=self._options["random_seed"],
+            resumed=self._source,
+        )
+        with self._weights_of(run, self._source if kept else None):
+            self._loss.set_up(run)
+        if kept:
+            self._restore(kept)
+
+    def _made(self, what: str) -> Any:
+        return self._built[self._options[f"{what}_kwargs"]["class_name"]]
+
+    def _local(self, url: str | None) -> str | None:
+        """Return the path of a network, which the host has downloaded."""
+        if url is None:
+            return None
+        path: str = self._host.module("dnnlib").util.open_url(url, return_filename=True)
+        return path
+
+    @contextlib.contextmanager
+    def _weights_of(self, run: Run, source: str | None) -> Iterator[None]:
+        """Give the networks the weights of the network that all began with, for a while: what a
+        plugin learns of it must not depend on where training went on."""
+        if source is None:
+            yield
+            return
+        if not Path(source).is_file():
+            raise ValueError(f"{source}: the network that this training began with is not there")
+        nets = {"G": run.G, "D": run.D}
+        adapted = {k: {n: t.clone() for n, t in net.state_dict().items()} for k, net in nets.items()}
+        with open(source, "rb") as file:
+            loaded = self._host.module("legacy").load_network_pkl(file)
+        for key, net in nets.items():
+            self._host.module("torch_utils.misc").copy_params_and_buffers(loaded[key], net)
+        yield
+        for key, net in nets.items():
+            net.load_state_dict(adapted[key])
+
+    def _restore(self, kept: Mapping[str, Any]) -> None:
+        """Take over the state of the plugins that are on, as far as they were on before."""
+        for name, plugin in self._loss.plugins.items():
+            start = f"{name}."
+            values = {k: v for k, v in kept["plugins"].items() if k.startswith(start)}
+            if values:
+                _load(name, plugin, {k.removeprefix(start): v for k, v in values.items()})
+        self._loss.pl_mean.copy_(kept["pl_mean"])
+        self._loss.cur_nimg = kept["cur_nimg"]
+        if self._rank == 0:
+            print(f"The plugins go on from {kept['cur_nimg'] / 1000:.1f} kimg")
+
+    def _save(self, snapshot: Path) -> None:
+        """Write the plugins' state beside a snapshot, complete or not at all."""
+        content = {
+            "plugins": self._loss.plugins.state_dict(),
+            "pl_mean": self._loss.pl_mean,
+            "cur_nimg": self._loss.cur_nimg,
+            "source": self._source,
+        }
+        path = state_file(snapshot)
+        temporary = path.with_name(f"{path.name}.part")
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+def state_file(snapshot: Path) -> Path:
+    """Return where the plugins' state belongs: network-snapshot-000002.pkl, plugins-000002.pt."""
+    number = re.sub(r"^network-snapshot-", "", snapshot.stem)
+    return snapshot.with_name(f"plugins-{number}.pt")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for a damaged file
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}); move it away") from error
+    return content
+
+
+def _load(name: str, plugin: torch.nn.Module, state: Mapping[str, Any]) -> None:
+    try:
+        plugin.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the state kept for {name} does not fit its options: {reason}") from error

@@ -1,0 +1,189 @@
+"""EWC: elastic weight consolidation."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _dist, fisher_file, stats
+from .fisher_file import Fisher
+from .plugin import Plugin, Run, Step, register
+
+PHASES = {"Gmain": "G", "Dfake": "D"}
+
+
+def consolidation(params: Tensor, anchor: Tensor, fisher: Tensor) -> Tensor:
+    """Return `fisher * (params - anchor)^2`, element by element.
+
+    Li et al., NeurIPS 2020 (arXiv 2012.02780), Eq. 4. Its sum is the penalty.
+    """
+    return fisher * (params - anchor).square()
+
+
+@register("ewc")
+class EWC(Plugin):
+    """Hold on to the source's weights, each as firmly as it matters there (EWC).
+
+    Li, Zhang, Lu and Shechtman, NeurIPS 2020 (arXiv 2012.02780): adds
+    `lambda * sum_i F_i (theta_i - theta_S,i)^2` to G's loss, where theta_S are the source's weights
+    and F is their diagonal Fisher information. The right lambda depends on the source: watch
+    EWC/ratio, which is the penalty, with lambda, relative to the adversarial loss.
+
+    Args:
+        lambda_: Strength of the penalty; 0 switches it off, 5e8 is the published one.
+        fisher: File of `python -m stylegan2_fewshot.fisher`; without it, F is estimated once and
+            kept beside the source network.
+        normalize: Divide F by its mean, so that lambda carries over between sources.
+        network: Which networks to hold: G, or D as well.
+        skip: Parameters to leave free: patterns, separated by commas, such as
+            `mapping.*,*.torgb.*`, of their names with or without the network in front.
+        samples: Images that F is estimated from where no file is given.
+        per_layer: Report EWC/ratio for every layer as well.
+    """
+
+    neutral: ClassVar = {"lambda_": 0.0}
+
+    def __init__(
+        self,
+        *,
+        lambda_: float = 0.0,
+        fisher: str | None = None,
+        normalize: bool = False,
+        network: Literal["G", "GD"] = "G",
+        skip: str = "",
+        samples: int = 1000,
+        per_layer: bool = False,
+    ) -> None:
+        super().__init__()
+        if not lambda_ >= 0:
+            raise ValueError(f"--ewc-lambda must not be negative, got {lambda_}")
+        if samples < 1:
+            raise ValueError(f"--ewc-samples must be at least 1, got {samples}")
+        self.lambda_, self.fisher, self.normalize, self.network = (
+            lambda_,
+            fisher,
+            normalize,
+            network,
+        )
+        self.samples, self.per_layer = samples, per_layer
+        self.skip = [pattern for pattern in skip.split(",") if pattern]
+        # Held parameters by network and name; a plain dict, for they belong to the networks.
+        self._held: dict[str, dict[str, torch.nn.Parameter]] = {}
+
+    def setup(self, run: Run) -> None:
+        if not self.lambda_:
+            return
+        if run.resumed is None:
+            raise ValueError(
+                f"--ewc-lambda={self.lambda_:g} needs --resume: without a source network there is "
+                "nothing to hold on to"
+            )
+        fisher = self._fisher(run, Path(run.resumed))
+        for net in self.network:
+            held = self._choose(net, getattr(run, net), fisher)
+            values = [fisher.values[f"{net}.{name}"].expand(p.shape) for name, p in held.items()]
+            self._held[net] = held
+            self.register_buffer(f"anchor_{net}", _flat(held.values()).detach().clone())
+            self.register_buffer(f"fisher_{net}", self._scaled(_flat(values)))
+
+    def penalty(self, step: Step) -> Tensor | None:
+        net = PHASES.get(step.phase, "")
+        if net not in self._held or step.logits is None:
+            return None
+        params = _flat(self._held[net].values()).float()
+        anchor, fisher = (self.get_buffer(f"{key}_{net}") for key in ("anchor", "fisher"))
+        terms = consolidation(params, anchor, fisher)
+        penalty = terms.sum()
+        self._report(net, terms, penalty, step.logits)
+        return self.lambda_ * penalty
+
+    def _fisher(self, run: Run, source: Path) -> Fisher:
+        """Read the Fisher file, estimating it first if none was given and none is kept."""
+        sha256 = fisher_file.sha256_of(source)
+        path = Path(self.fisher) if self.fisher else self._kept(run, source, sha256)
+        fisher = fisher_file.load(path)
+        fisher.refuse_other_source(path, sha256)
+        return fisher
+
+    def _kept(self, run: Run, source: Path, sha256: str) -> Path:
+        """Return where the estimate for this source and these settings is kept."""
+        # Not at the top: `python -m stylegan2_fewshot.fisher` imports this package first.
+        from .fisher import Settings, estimate
+
+        settings = Settings(samples=self.samples, discriminator="D" in self.network)
+        params = (*run.G.named_parameters(), *run.D.named_parameters())
+        names = [(name, *p.shape) for name, p in params]  # other plugins may have added some
+        key = hashlib.sha256(repr((sha256, settings, names)).encode()).hexdigest()[:12]
+        path = _writable_folder(source) / f"{source.stem}.fisher-{key}.npz"
+        if not all(_dist.gather(path.is_file())):
+            partial = path.with_suffix(".partial.npz")
+            fisher = estimate(run.G, run.D, settings, source=sha256, partial=partial)
+            if _dist.rank() == 0:
+                fisher_file.save(path, fisher)
+                partial.unlink(missing_ok=True)
+            _dist.barrier()
+        return path
+
+    def _choose(
+        self, net: str, module: torch.nn.Module, fisher: Fisher
+    ) -> dict[str, torch.nn.Parameter]:
+        """Return the parameters to hold: those that the source has and `skip` does not name."""
+        params = dict(module.named_parameters())
+        known = {n: p for n, p in params.items() if _fits(p, fisher.values.get(f"{net}.{n}"))}
+        held = {name: p for name, p in known.items() if not self._skipped(net, name)}
+        if not held:
+            reason = "--ewc-skip names them all" if known else "the Fisher file has none of them"
+            raise ValueError(
+                f"--ewc-network={self.network}: no parameter of {net} to hold; {reason}"
+            )
+        if (others := [name for name in params if name not in known]) and _dist.rank() == 0:
+            print(f"EWC: not in the source's {net}, so left free: {', '.join(others)}")
+        return held
+
+    def _skipped(self, net: str, name: str) -> bool:
+        return any(fnmatchcase(n, p) for n in (name, f"{net}.{name}") for p in self.skip)
+
+    def _scaled(self, fisher: Tensor) -> Tensor:
+        if not self.normalize:
+            return fisher
+        if not fisher.any():
+            raise ValueError("--ewc-normalize: the Fisher information is 0 throughout")
+        return fisher / fisher.mean()
+
+    @torch.no_grad()
+    def _report(self, net: str, terms: Tensor, penalty: Tensor, logits: Tensor) -> None:
+        end = "" if net == "G" else f"_{net}"
+        adversarial = F.softplus(-logits if net == "G" else logits).mean()
+        stats.report(f"EWC/penalty{end}", penalty)
+        stats.report(f"EWC/ratio{end}", self.lambda_ * penalty / adversarial)
+        if self.per_layer:
+            sizes = [p.numel() for p in self._held[net].values()]
+            for name, part in zip(self._held[net], torch.split(terms, sizes), strict=True):
+                stats.report(f"EWC/ratio{end}/{name}", self.lambda_ * part.sum() / adversarial)
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def _fits(param: Tensor, fisher: Tensor | None) -> bool:
+    """Return whether there is a Fisher information for `param`: one per element, or one in all."""
+    return fisher is not None and fisher.shape in (param.shape, torch.Size())
+
+
+def _writable_folder(source: Path) -> Path:
+    """Return the source's folder, or else the user's cache, for what is worth keeping."""
+    if os.access(source.parent, os.W_OK):
+        return source.parent
+    cache = os.environ.get("STYLEGAN2_FEWSHOT_CACHE", "~/.cache/stylegan2_fewshot")
+    folder = Path(cache).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

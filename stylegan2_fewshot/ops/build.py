@@ -1,0 +1,151 @@
+"""Compile the CUDA kernels once for a PyTorch, a CUDA and a GPU, and load them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import resample
+from .activations import ACTIVATIONS
+
+NAME = "stylegan2_fewshot_kernels"
+FOLDER = Path(__file__).parent / "cuda"
+SOURCES = ("binding.cpp", "upfirdn2d.cu", "bias_act.cu")
+HEADERS = ("kernels.h", "device.cuh")
+
+
+def load(device: torch.device) -> Any:
+    """Return the extension for the GPU `device`, compiled unless an earlier call has done so.
+
+    Raises:
+        Exception: Whatever stops the compiler or the loader; see `explain`.
+    """
+    capability = torch.cuda.get_device_capability(device)
+    path = cache_folder(capability) / f"{NAME}.so"
+    return _import(path) if path.exists() else _compile(path, capability)
+
+
+def cache_folder(capability: tuple[int, int]) -> Path:
+    """Return the folder of the extension for this PyTorch and CUDA, these sources and a GPU.
+
+    It lies under TORCH_EXTENSIONS_DIR, or else under the user's cache folder.
+    """
+    content = b"".join((FOLDER / name).read_bytes() for name in (*SOURCES, *HEADERS))
+    major, minor = capability
+    parts = [
+        f"torch{torch.__version__}",
+        f"cuda{torch.version.cuda}",
+        f"sm{major}{minor}",
+        hashlib.sha256(content).hexdigest()[:12],
+    ]
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(cache) / "stylegan2_fewshot")
+    return root / "-".join(parts)
+
+
+def explain(error: BaseException) -> str:
+    """Return a build's first line of error and what to install, in one line."""
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [repr(error)]
+    first = next((line for line in lines if re.search(r"\b(fatal )?error\b\s*:", line)), lines[0])
+    return f"{first}; {_remedy(text)}"
+
+
+def _remedy(text: str) -> str:
+    cuda = f"the CUDA toolkit {torch.version.cuda or ''}".strip()
+    remedies = {
+        r"Ninja is required": "install ninja: pip install ninja",
+        r"CUDA_HOME|nvcc.*not found|No such file.*nvcc": f"install {cuda} and set CUDA_HOME to it",
+        r"mismatches the version": f"install {cuda}, which this PyTorch was built with",
+        r"Python\.h": "install Python's headers: python3-dev",
+        r"(g\+\+|c\+\+|cl).*not found|host compiler|No such file.*\+\+": "install g++ 11 or newer",
+        r"no kernel image": f"install a PyTorch and {cuda} that support this GPU",
+    }
+    general = f"needed are ninja, a C++ compiler and {cuda}"
+    return next((cure for sign, cure in remedies.items() if re.search(sign, text)), general)
+
+
+def _compile(path: Path, capability: tuple[int, int]) -> Any:
+    """Compile aside, so that neither a crash nor another process can spoil the result."""
+    from torch.utils import cpp_extension  # slow to import
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    target = "{}{}".format(*capability)
+    with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as folder:
+        module = cpp_extension.load(
+            NAME,
+            [str(FOLDER / source) for source in SOURCES],
+            extra_cuda_cflags=["-O3", f"-gencode=arch=compute_{target},code=sm_{target}"],
+            build_directory=folder,
+            with_cuda=True,
+        )
+        complete = Path(folder) / "complete"
+        with open(module.__file__, "rb") as source, open(complete, "wb") as file:
+            shutil.copyfileobj(source, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(complete, path)
+    return module
+
+
+def _import(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(NAME, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no extension module")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def verify(kernels: Any, device: torch.device) -> None:
+    """Compare the kernels with PyTorch on the CPU, on small inputs that are no random numbers.
+
+    Raises:
+        RuntimeError: A result differs.
+    """
+    x = torch.arange(2 * 8 * 40 * 36).float().sin().reshape(2, 8, 40, 36)
+    for dtype in (torch.float32, torch.float16):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            images = x.to(dtype).contiguous(memory_format=layout)
+            _verify_upfirdn2d(kernels, images, device)
+            for index, act in enumerate(ACTIVATIONS):
+                _verify_bias_act(kernels, images, device, index, act)
+
+
+def _verify_upfirdn2d(kernels: Any, x: Tensor, device: torch.device) -> None:
+    taps = torch.tensor([0.1, 0.3, 0.4, 0.2])
+    for f in (torch.outer(taps, taps), taps.repeat(3), taps[:3]):
+        for up, down in ((1, 1), (2, 1), (1, 2)):
+            arguments = (up, up), (down, down), (6, 5, 5, 6), False, 1.5
+            got = kernels.upfirdn2d(x.to(device), f.to(device), *arguments)
+            want = resample._plain(x.float(), f, *arguments)
+            _expect_equal(got, want, f"upfirdn2d, {list(f.shape)} taps, up {up}, down {down}")
+
+
+def _verify_bias_act(kernels: Any, x: Tensor, device: torch.device, index: int, act: str) -> None:
+    kind, b = ACTIVATIONS[act], x[0, :, 0, 0]
+    v = (x.float() + b.float()[:, None, None]).requires_grad_()
+    want = [1.5 * kind.apply(v, kind.alpha)]
+    for _ in range(2 if kind.curved else 1):
+        want += torch.autograd.grad(want[-1].sum(), v, create_graph=True)
+    inputs, one = (x.to(device), b.to(device), 1, index, kind.alpha, 1.5, None), x.to(device) * 0 + 1
+    for order, result in enumerate(want):
+        factors = [one if order > n else None for n in range(2)]
+        got = kernels.bias_act(*inputs, *factors, False)
+        _expect_equal(got, result.detach(), f"bias_act, {act}, derivative {order}")
+
+
+def _expect_equal(got: Tensor, want: Tensor, what: str) -> None:
+    tolerance = {torch.float32: 1e-5, torch.float16: 5e-3}[got.dtype]
+    error = (got.cpu().float() - want).abs().max().item()
+    if not error <= tolerance * max(1.0, want.abs().max().item()):
+        raise RuntimeError(f"error: {what}, {got.dtype}: off by {error:.2g}")
