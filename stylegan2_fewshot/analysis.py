@@ -150,7 +150,7 @@ def main(
         found = fisher_file.load(fisher)
         found.refuse_other_source(fisher, fisher_file.sha256_of(path))
     information = {name.removeprefix("G."): value for name, value in found.values.items()}
-    layers = compare(*(dict(net.named_parameters()) for net in (before, after)), information)
+    layers = compare(dict(before.named_parameters()), dict(after.named_parameters()), information)
     correlation = rank_correlation(layers)
     verdict = f"Spearman correlation of mean F and change: {correlation:.2f}"
     out.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import stylegan2_fewshot
 LIBRARY = Path(stylegan2_fewshot.__file__).parent
 FILES = sorted(LIBRARY.rglob("*.py"))
 ALLOWED = {"stylegan2_fewshot", "torch", "numpy", "click", "tqdm", *sys.stdlib_module_names}
-LAZILY = {"training"}  # inside the function of a command
+LAZILY = {"training", "matplotlib"}  # inside the function of a command
 
 
 def imported(node):

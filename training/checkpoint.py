@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from stylegan2_fewshot.files import replacing
 
 KEEP = 2  # a newer one may turn out unreadable after a power failure
 
@@ -25,12 +26,8 @@ def all_of(run_dir: Path) -> list[Path]:
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors, numbers and containers of them) complete or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as stream:
+    with replacing(path) as stream:
         torch.save(state, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
     for old in all_of(path.parent)[:-KEEP]:
         old.unlink()
 

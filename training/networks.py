@@ -7,6 +7,7 @@ unit variance and scaled at run time.
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -37,7 +38,10 @@ class Network(nn.Module):
     def __new__(cls, *args: Any, **kwargs: Any) -> Network:
         self = super().__new__(cls)
         signature = inspect.signature(cls.__init__)
-        named = dict(signature.bind_partial(self, *args, **kwargs).arguments)
+        try:
+            named = dict(signature.bind_partial(self, *args, **kwargs).arguments)
+        except TypeError as error:
+            raise TypeError(f"{cls.__name__}: {error}") from None
         del named["self"]
         for name, parameter in signature.parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:
@@ -177,7 +181,7 @@ class MappingNetwork(Network):
             self.embed = FullyConnectedLayer(c_dim, embedded)
         hidden = w_dim if layer_features is None else layer_features
         widths = [z_dim + embedded, *[hidden] * (num_layers - 1), w_dim]
-        for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        for index, (before, after) in enumerate(itertools.pairwise(widths)):
             layer = FullyConnectedLayer(
                 before, after, activation=activation, lr_multiplier=lr_multiplier
             )
@@ -196,9 +200,8 @@ class MappingNetwork(Network):
         x = torch.cat(list(self._inputs(z, c)), 1)
         for index in range(self.num_layers):
             x = getattr(self, f"fc{index}")(x)
-        if self.training and self.w_avg_beta is not None and not skip_w_avg_update:
-            if self.num_ws is not None:
-                self.w_avg.copy_(x.detach().mean(0).lerp(self.w_avg, self.w_avg_beta))
+        if self.training and not skip_w_avg_update and hasattr(self, "w_avg"):
+            self.w_avg.copy_(x.detach().mean(0).lerp(self.w_avg, self.w_avg_beta))
         if self.num_ws is None:
             return x
         ws = x[:, None].repeat(1, self.num_ws, 1)
@@ -567,7 +570,7 @@ class MinibatchStdLayer(Network):
         self.group_size, self.num_channels = group_size, num_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        count, channels, high, wide = x.shape
+        count, _, high, wide = x.shape
         group = count if self.group_size is None else min(self.group_size, count)
         if count % group:
             raise ValueError(

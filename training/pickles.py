@@ -11,16 +11,15 @@ import inspect
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stylegan2_fewshot.ada import AugmentPipe
+from stylegan2_fewshot.files import replacing
 
 from . import sources
 from .networks import Discriminator, Generator
@@ -86,7 +85,7 @@ def save(
             `init_kwargs` give, so that nobody could rebuild it.
     """
     networks = {"G": G, "D": D, "G_ema": G_ema, "augment_pipe": augment_pipe}
-    with _replacing(Path(path)) as file:
+    with replacing(path) as file:
         file.write(pickle.PROTO + b"\x03" + pickle.EMPTY_DICT)
         file.write(
             _body("training_set_kwargs") + _body(_plain(training_set_kwargs)) + pickle.SETITEM
@@ -283,17 +282,3 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 def _body(value: object) -> bytes:
     """Return the opcodes of `value` alone; protocol 3 numbers its memo, so bodies can be joined."""
     return pickle.dumps(value, protocol=3)[2:-1]
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes the place of `path` once it is whole and on the disk."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with new.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)

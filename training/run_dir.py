@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stylegan2_fewshot import options as plugin_options
+from stylegan2_fewshot.files import write_text
 
 OPTIONS_FILE = "training_options.json"
 
@@ -83,17 +83,8 @@ def _create(outdir: Path, options: Mapping[str, Any]) -> Path:
         run.mkdir()
     except FileExistsError:  # somebody else's run took the number in this moment
         return _create(outdir, options)
-    _write(run / OPTIONS_FILE, _text(options))
+    write_text(run / OPTIONS_FILE, _text(options))
     return run
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
 
 
 def _text(options: Mapping[str, Any]) -> str:

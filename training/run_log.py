@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stylegan2_fewshot import _dist, stats
+from stylegan2_fewshot.files import write_text
 
 
 class RunLog:
@@ -108,9 +109,7 @@ def _forget_after(path: Path, cur_nimg: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_text().splitlines() if _nimg_of(line) <= cur_nimg]
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    temporary.replace(path)
+    write_text(path, "".join(line + "\n" for line in kept))
 
 
 def _nimg_of(line: str) -> float:

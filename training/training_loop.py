@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import itertools
 import json
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import metrics
 from stylegan2_fewshot import Plugins, Run, Step, _dist, stats
+from stylegan2_fewshot.files import replacing, write_text
 from stylegan2_fewshot.loss import StyleGAN2Loss
 from stylegan2_fewshot.plugin import seed_of
 
@@ -28,6 +30,7 @@ from . import checkpoint, construction, grids, pickles, run_log
 from .dataset import ImageDataset, InfiniteSampler
 
 FINISHED_FILE = "finished.json"
+BEST_FILE = "network-best.pkl"
 
 
 class Interrupted(Exception):
@@ -45,7 +48,7 @@ class State:
     plugins: Plugins
     loss: StyleGAN2Loss
     cur_nimg: int = 0
-    best: float | None = None
+    best: dict[str, Any] | None = None
     snapshots_since_best: int = 0
     trained: dict[str, list[nn.Parameter]] = field(default_factory=dict)
 
@@ -98,6 +101,7 @@ def train(options: Mapping[str, Any], run_dir: Path, device: torch.device) -> No
     log = run_log.RunLog(run_dir, state.cur_nimg)
     log.say(construction.summary(options, dataset, state.G, state.D, source, state.cur_nimg))
     run = _Run(options, run_dir, device, dataset, state, log)
+    run.choose_metrics()
     with _stop_requests() as stop:
         run.to_the_end(stop)
 
@@ -147,6 +151,17 @@ class _Run:
     dataset: ImageDataset
     state: State
     log: run_log.RunLog
+    metrics: list[str] = field(default_factory=list)
+
+    def choose_metrics(self) -> None:
+        """Find what the metrics need; training goes on without those that lack something."""
+        names, reference = self.options["metrics"], self._reference()
+        if names:
+            self.metrics, troubles = metrics.usable(
+                names, self.dataset, reference, device=self.device
+            )
+            for trouble in troubles:
+                self.log.say(trouble)
 
     def to_the_end(self, stop: Sequence[int]) -> None:
         """Iterate until the last image, or until somebody asks to stop."""
@@ -166,9 +181,9 @@ class _Run:
                 bar.update(self.state.cur_nimg - before)
                 done = self.state.cur_nimg >= total
                 tick = _tick(self.options, self.state.cur_nimg)
-                if done or tick > _tick(self.options, before):
-                    if self._maintain(tick, done, clock):
-                        break
+                ticked = done or tick > _tick(self.options, before)
+                if ticked and self._maintain(tick, done, clock):
+                    break
                 if _any_rank(bool(stop)):
                     self._save_checkpoint()
                     raise Interrupted(f"stopped at {self.state.cur_nimg / 1000:.1f} kimg")
@@ -306,10 +321,43 @@ class _Run:
         return path
 
     def _measure(self, path: Path) -> bool:
-        """Compute the metrics of a snapshot, keep the best one; return whether to give up."""
-        if not self.options["metrics"]:
+        """Compute the metrics of a snapshot and keep the best one; return whether to give up."""
+        if not self.metrics:
             return False
-        return False
+        G = copy.deepcopy(self.state.G_ema).eval()
+        results = metrics.compute(
+            self.metrics,
+            G,
+            self.dataset,
+            self._reference(),
+            device=self.device,
+            seed=self.options["seed"],
+            condition=self.state.plugins.condition,
+            kimg=self.state.cur_nimg / 1000,
+            snapshot=path.name,
+        )
+        for index, result in enumerate(results):
+            self.log.metric(result, self.state.cur_nimg)
+            if index == 0:
+                self._judge(result, path)
+        patience = self.options["patience"]
+        return patience is not None and self.state.snapshots_since_best >= patience
+
+    def _reference(self) -> ImageDataset | None:
+        """Return the images to measure against where they are not the training images."""
+        if self.options["metric_data"] is None:
+            return None
+        return ImageDataset(self.options["metric_data"], xflip=self.dataset.xflip)
+
+    def _judge(self, result: dict[str, Any], path: Path) -> None:
+        """Keep a copy of the snapshot whose first metric is the best so far."""
+        state = self.state
+        state.snapshots_since_best += 1
+        if metrics.is_better(result, state.best):
+            state.best, state.snapshots_since_best = result, 0
+            if _dist.rank() == 0:
+                with path.open("rb") as source, replacing(path.with_name(BEST_FILE)) as copied:
+                    shutil.copyfileobj(source, copied)
 
     def _save_checkpoint(self) -> None:
         if _dist.rank() == 0:
@@ -320,9 +368,7 @@ class _Run:
     def _finish(self) -> None:
         if _dist.rank() == 0:
             content = json.dumps({"kimg": self.state.cur_nimg / 1000})
-            temporary = self.run_dir / f"{FINISHED_FILE}.part"
-            temporary.write_text(content)
-            temporary.replace(self.run_dir / FINISHED_FILE)
+            write_text(self.run_dir / FINISHED_FILE, content)
         self.log.say(f"Done: {self.state.cur_nimg / 1000:.1f} kimg, results in {self.run_dir}")
 
 

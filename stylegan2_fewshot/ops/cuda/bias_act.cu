@@ -42,8 +42,8 @@ template <class W> __device__ W curvature(int function, W v) {
   switch (function) {
     case kTanh: return -2 * tanh(v) * (1 - tanh(v) * tanh(v));
     case kSigmoid: return bell(v) * (1 - 2 * logistic(v));
-    case kElu: return v > 0 ? 0 : exp(v);
-    case kSelu: return v > 0 ? 0 : static_cast<W>(kSeluScale * kSeluAlpha) * exp(v);
+    case kElu: return v < 0 ? exp(v) : 0;
+    case kSelu: return v < 0 ? static_cast<W>(kSeluScale * kSeluAlpha) * exp(v) : 0;
     case kSoftplus: return bell(v);
     case kSwish: return bell(v) * (2 + v * (1 - 2 * logistic(v)));
     default: return 0;

@@ -1,0 +1,143 @@
+"""Measure speed and memory, alone or in turn with a checkout of the original."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+WORKER = Path(__file__).with_name("worker.py")
+ROOT = Path(__file__).resolve().parent.parent
+WHAT = ("ops", "tiny32", "demo64", "train64", "train256", "train1024")
+Values = dict[str, float]
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--what", default="ops,demo64", help=f"Comma-separated, of {', '.join(WHAT)}.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32")
+@click.option("--nhwc", is_flag=True, help="Channels last in layers of reduced precision.")
+@click.option("--augment", is_flag=True, help="ADA's pipe of bgc at p = 0.2.")
+@click.option("--ops", type=click.Choice(["auto", "cuda", "torch"]), default="auto")
+@click.option("--threads", type=click.IntRange(min=1), help="Of the CPU.  [default: all]")
+@click.option("--rounds", type=click.IntRange(min=1), default=2, help="Processes per row.")
+@click.option("--reps", type=click.IntRange(min=1), default=3, help="Timed calls per process.")
+@click.option("--against", type=click.Path(exists=True, file_okay=False, resolve_path=True))
+@click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Write results here.")
+def main(
+    what: str, device: str, rounds: int, against: str | None, json_path: str | None, **options: Any
+) -> None:
+    """Print a table of operations, generator, training phases, sec/kimg and peak memory.
+
+    Values are minima over all rounds; seconds, but for sec/kimg and GiB. With --against, the
+    original in that folder is measured in turn with this code, and the ratio of the minima is how
+    many times faster, or smaller, this code is.
+    """
+    import torch
+
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    sides = {"ours": str(ROOT)} | ({"original": against} if against else {})
+    arguments = [f"--device={device}", *as_arguments(options)]
+    machine = describe(device, torch)
+    click.echo("\n".join(f"{name}: {value}" for name, value in machine.items()))
+    results = {}
+    for name in split(what):
+        best: dict[str, Values] = {side: {} for side in sides}
+        for _ in range(rounds):
+            for side, root in sides.items():  # in turn, so that both meet the same machine
+                merge(best[side], run(root, [f"--what={name}", *arguments]))
+        results[name] = best
+        click.echo(table(name, best))
+    if json_path:
+        write(Path(json_path), {"machine": machine, "arguments": arguments, "results": results})
+
+
+def split(what: str) -> list[str]:
+    names = what.split(",")
+    for name in names:
+        if name not in WHAT:
+            raise click.UsageError(f"--what must be of {', '.join(WHAT)}, got {name!r}")
+    return names
+
+
+def as_arguments(options: dict[str, Any]) -> list[str]:
+    """Return options as the worker takes them: flags bare, and no None."""
+    flags = [f"--{name}" for name, value in options.items() if value is True]
+    values = {n: v for n, v in options.items() if v is not None and not isinstance(v, bool)}
+    return flags + [f"--{name}={value}" for name, value in values.items()]
+
+
+def run(root: str, arguments: list[str]) -> Values:
+    """Return one process's measurements; its notes and errors go to stderr."""
+    command = [sys.executable, str(WORKER), f"--root={root}", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=root)
+    if done.returncode:
+        raise click.ClickException(f"the measurement ended with {done.returncode}: {command}")
+    values: Values = {}
+    for line in done.stdout.splitlines():
+        fields = json.loads(line) if line.startswith("{") else {"note": line}
+        if "note" in fields:
+            click.echo(fields["note"], err=True)
+        else:
+            values[fields["row"]] = fields["value"]
+    return values
+
+
+def merge(best: Values, values: Values) -> None:
+    for row, value in values.items():
+        best[row] = min(value, best.get(row, value))
+
+
+def table(name: str, best: dict[str, Values]) -> str:
+    lines = [f"\n{name:44}" + "".join(f"{side:>12}" for side in best)]
+    lines[0] += f"{'ratio':>8}" if len(best) > 1 else ""
+    for row in best["ours"]:
+        values = [side[row] for side in best.values()]
+        ratio = f"{values[1] / values[0]:8.2f}" if len(values) > 1 else ""
+        lines.append(f"{row:44}" + "".join(f"{value:12.5g}" for value in values) + ratio)
+    return "\n".join(lines + shares(best["ours"]))
+
+
+def shares(values: Values) -> list[str]:
+    """Return each operation's share of the bandwidth that copying reaches."""
+    suffix = ": copy of as many bytes"
+    names = [row.removesuffix(suffix) for row in values if row.endswith(suffix)]
+    return [
+        f"{name + ': share of copy bandwidth':44}{values[name + suffix] / values[f'{name}: forward']:12.0%}"
+        for name in names
+    ]
+
+
+def describe(device: str, torch: Any) -> dict[str, str]:
+    chip = torch.cuda.get_device_name() if device == "cuda" else processor()
+    today = datetime.date.today().isoformat()
+    return {"date": today, "device": f"{device}, {chip}", "torch": torch.__version__}
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.processor())}, {os.cpu_count()} cores"
+
+
+def write(path: Path, content: Any) -> None:
+    partial = path.with_name(f"{path.name}.part")
+    with open(partial, "w") as file:
+        json.dump(content, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""Time one code base in one process: operations, generator and training phases.
+
+Started by `python -m benchmarks`, once per measurement. It imports nothing of this repository but
+by way of --root, so that it can serve the original as well: both have `training.networks` and a
+loss with `accumulate_gradients`. Every line of output is a JSON object `{"row": ..., "value": ...}`
+with seconds or GiB, or `{"note": ...}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Case(NamedTuple):
+    """Networks and a batch."""
+
+    resolution: int
+    channel_base: int
+    channel_max: int
+    dim: int  # of z and w
+    batch: int
+
+
+CASES = {
+    "tiny32": Case(32, 1024, 32, 32, 8),
+    "demo64": Case(64, 2048, 96, 128, 16),
+    "train64": Case(64, 16384, 512, 512, 8),
+    "train256": Case(256, 16384, 512, 512, 16),
+    "train1024": Case(1024, 32768, 512, 512, 4),
+}
+TRANSFORMS = (
+    "xflip rotate90 xint scale rotate aniso xfrac brightness contrast lumaflip hue saturation"
+)
+AUGMENT_P = 0.2
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--what", choices=["ops", *CASES], required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--nhwc", action="store_true")
+    parser.add_argument("--augment", action="store_true")
+    parser.add_argument("--ops", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--reps", type=int, default=3)
+    return parser.parse_args()
+
+
+args = parse()
+sys.path[0] = args.root  # in place of this folder
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+DEVICE = torch.device(args.device)
+IS_OURS = (Path(args.root) / "stylegan2_fewshot").is_dir()
+
+
+def emit(**fields: Any) -> None:
+    print(json.dumps(fields), flush=True)
+
+
+def seconds(fn: Callable[[], object]) -> float:
+    """Return the shortest of the timed calls, after one that is not timed."""
+    times = []
+    for _ in range(args.reps + 1):
+        synchronize()
+        start = time.perf_counter()
+        fn()
+        synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def synchronize() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def set_up() -> None:
+    """Choose precision and operations, which the original does by itself."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    if IS_OURS:
+        from stylegan2_fewshot.ops import backend
+
+        backend.set_precision(args.precision)
+        emit(note=backend.select(args.ops, DEVICE))
+    elif args.precision == "bf16":
+        raise SystemExit("the original has no bf16; compare with --precision=fp16 or fp32")
+
+
+def operations() -> tuple[Any, Any]:
+    if IS_OURS:
+        from stylegan2_fewshot.ops import bias_act, upfirdn2d
+
+        return upfirdn2d, bias_act
+    from torch_utils.ops import bias_act as bias_act_module  # type: ignore[import-not-found]
+    from torch_utils.ops import upfirdn2d as upfirdn2d_module
+
+    return upfirdn2d_module.upfirdn2d, bias_act_module.bias_act
+
+
+def time_ops() -> None:
+    """Time each operation, forward alone and with its gradient, and a copy of as many bytes."""
+    shape = (32, 128, 128, 128) if DEVICE.type == "cuda" else (4, 32, 64, 64)
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.precision]
+    layout = torch.channels_last if args.nhwc else torch.contiguous_format
+    x = torch.randn(shape, device=DEVICE).to(dtype).contiguous(memory_format=layout)
+    x.requires_grad_()
+    for name, fn in calls(x):
+        with torch.no_grad():
+            y = fn()
+            source = torch.empty(max(1, (x.nbytes + y.nbytes) // 2), dtype=torch.uint8).to(DEVICE)
+            emit(row=f"{name}: copy of as many bytes", value=seconds(source.clone))
+            emit(row=f"{name}: forward", value=seconds(fn))
+        dy = torch.ones_like(y)
+        emit(
+            row=f"{name}: forward and gradient",
+            value=seconds(lambda fn=fn, dy=dy: torch.autograd.grad(fn(), x, dy)),
+        )
+
+
+def calls(x: Tensor) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    upfirdn2d, bias_act = operations()
+    f = torch.tensor([1.0, 3.0, 3.0, 1.0], device=DEVICE) / 8
+    f = torch.outer(f, f)
+    b = torch.zeros(x.shape[1], device=DEVICE, dtype=x.dtype)
+    for name, up, down, padding in (("up 2", 2, 1, [2, 1, 2, 1]), ("down 2", 1, 2, [1, 1, 1, 1])):
+        yield (
+            f"upfirdn2d {name}",
+            lambda up=up, down=down, p=padding: upfirdn2d(x, f, up=up, down=down, padding=p),
+        )
+    yield "upfirdn2d filter", lambda: upfirdn2d(x, f, padding=[2, 1, 2, 1])
+    yield "bias_act lrelu", lambda: bias_act(x, b, act="lrelu", clamp=256)
+    yield "bias_act swish", lambda: bias_act(x, b, act="swish")
+
+
+def build(case: Case) -> tuple[torch.nn.Module, torch.nn.Module]:
+    from training import networks
+
+    torch.manual_seed(0)
+    precision = dict(
+        channel_base=case.channel_base,
+        channel_max=case.channel_max,
+        conv_clamp=256,
+        num_fp16_res=0 if args.precision == "fp32" else 4,
+    )
+    images = dict(img_resolution=case.resolution, img_channels=3, c_dim=0)
+    G = networks.Generator(
+        z_dim=case.dim,
+        w_dim=case.dim,
+        mapping_kwargs=dict(num_layers=2),
+        synthesis_kwargs=dict(precision, fp16_channels_last=args.nhwc),
+        **images,
+    )
+    D = networks.Discriminator(
+        **images,
+        **precision,
+        block_kwargs=dict(fp16_channels_last=args.nhwc),
+        epilogue_kwargs=dict(mbstd_group_size=4),
+    )
+    return G.train().requires_grad_(False).to(DEVICE), D.train().requires_grad_(False).to(DEVICE)
+
+
+def build_loss(case: Case, G: Any, D: Any) -> Any:
+    common = dict(device=DEVICE, G_mapping=G.mapping, G_synthesis=G.synthesis, D=D, r1_gamma=1.0)
+    if not IS_OURS:
+        from training.augment import AugmentPipe
+        from training.loss import StyleGAN2Loss as OriginalLoss
+
+        pipe = AugmentPipe(**dict.fromkeys(TRANSFORMS.split(), 1)).to(DEVICE)
+        pipe.p.fill_(AUGMENT_P)
+        return OriginalLoss(**common, augment_pipe=pipe if args.augment else None)
+    from stylegan2_fewshot.loss import StyleGAN2Loss
+    from stylegan2_fewshot.plugin import Plugins, Run
+
+    plugins = Plugins.create({"ada": {}} if args.augment else {})
+    plugins.setup(Run(G, D, device=DEVICE, batch_size=case.batch))
+    for plugin in plugins.active:
+        plugin.pipe.p.fill_(AUGMENT_P)
+    return StyleGAN2Loss(**common, plugins=plugins)
+
+
+def time_training(case: Case) -> None:
+    """Time the generator, every phase with its optimizer, and derive a whole training's pace."""
+    G, D = build(case)
+    loss = build_loss(case, G, D)
+    z = torch.randn(case.batch, case.dim, device=DEVICE)
+    c = torch.zeros(case.batch, 0, device=DEVICE)
+    real = torch.rand(case.batch, 3, case.resolution, case.resolution, device=DEVICE) * 2 - 1
+    with torch.no_grad():
+        emit(row="generator", value=seconds(lambda: G.eval()(z, c, noise_mode="const")))
+    G.train()
+    took = {}
+    for net, phases in ((G, ("Gmain", "Greg")), (D, ("Dmain", "Dreg"))):
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, betas=(0.0, 0.99))
+
+        def step(phase: str, net: Any = net, optimizer: Any = optimizer) -> None:
+            optimizer.zero_grad(set_to_none=True)
+            net.requires_grad_(True)
+            loss.accumulate_gradients(
+                phase=phase, real_img=real, real_c=c, gen_z=z, gen_c=c, sync=True, gain=1
+            )
+            net.requires_grad_(False)
+            optimizer.step()
+
+        for phase in phases:
+            took[phase] = seconds(lambda phase=phase, step=step: step(phase))
+            emit(row=phase, value=took[phase])
+    # Regularisation is lazy: every 4th and every 16th iteration.
+    iteration = took["Gmain"] + took["Dmain"] + took["Greg"] / 4 + took["Dreg"] / 16
+    emit(row="sec/kimg", value=iteration * 1000 / case.batch)
+
+
+def peak_memory_gb() -> float:
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+set_up()
+if args.what == "ops":
+    time_ops()
+else:
+    time_training(CASES[args.what])
+emit(row="peak GiB", value=peak_memory_gb())

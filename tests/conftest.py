@@ -1,0 +1,57 @@
+"""A data set and a run that are as small as they can be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def tiny_data(tmp_path):
+    """Return a folder of eight random images of 16x16 pixels."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    pixels = np.random.RandomState(0).randint(0, 256, [8, 16, 16, 3], dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def tiny_options(tiny_data):
+    """Return the options of a run of six iterations, with a snapshot after every second one."""
+    shared = dict(channel_base=128, channel_max=8, num_fp16_res=0, conv_clamp=None)
+    optimizer = dict(lr=0.0025, betas=[0, 0.99], eps=1e-8)
+    return dict(
+        name="tiny",
+        seed=3,
+        device="cpu",
+        dataset=dict(path=str(tiny_data), use_labels=False, max_size=None, xflip=True, seed=3),
+        G=dict(z_dim=8, w_dim=8, mapping_kwargs=dict(num_layers=2), synthesis_kwargs=shared),
+        D=dict(**shared, epilogue_kwargs=dict(mbstd_group_size=2)),
+        G_opt=optimizer,
+        D_opt=optimizer,
+        loss=dict(r1_gamma=1.0, style_mixing_prob=0.9, pl_weight=2.0),
+        plugins=dict(ada=dict(target=-1.0, kimg=0.1), apa=dict(target=-1.0, kimg=0.1)),
+        external=[],
+        explicit=[],
+        batch_size=4,
+        batch_gpu=2,
+        total_kimg=0.024,
+        kimg_per_tick=0.008,
+        ema_kimg=0.01,
+        ema_rampup=None,
+        G_reg_interval=4,
+        D_reg_interval=3,
+        snapshot_ticks=1,
+        metrics=[],
+        metric_data=None,
+        resume=None,
+        precision="fp32",
+        nhwc=False,
+        workers=0,
+        allow_tf32=False,
+        benchmark=False,
+        patience=None,
+    )

@@ -1,0 +1,250 @@
+"""Training as a whole: what a run leaves, and that interrupting it changes nothing."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from stylegan2_fewshot import Plugins, Run, _dist
+from stylegan2_fewshot.loss import StyleGAN2Loss
+from training import checkpoint, networks, pickles, training_loop
+from training.training_loop import Interrupted, train
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+
+
+def flatten(value, path=""):
+    """Yield every tensor and number of a nested state with its path."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flatten(inner, f"{path}/{key}")
+    elif isinstance(value, (list, tuple)):
+        yield from flatten(dict(enumerate(value)), path)
+    else:
+        yield path, value
+
+
+def assert_same_state(one, other):
+    mine, theirs = dict(flatten(one)), dict(flatten(other))
+    assert mine.keys() == theirs.keys()
+    for path, value in mine.items():
+        equal = torch.equal if isinstance(value, torch.Tensor) else type(value).__eq__
+        assert equal(value, theirs[path]), path
+
+
+def final_state(run_dir):
+    state = checkpoint.load_newest(run_dir, CPU)
+    return {key: value for key, value in state.items() if value is not None}
+
+
+@pytest.fixture
+def uninterrupted(tiny_options, tmp_path):
+    run_dir = tmp_path / "whole"
+    run_dir.mkdir()
+    train(tiny_options, run_dir, CPU)
+    return run_dir
+
+
+def test_a_run_leaves_what_it_should(uninterrupted):
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert {"reals.png", "fakes_init.png", "fakes000000.png", "log.txt", "stats.jsonl"} <= names
+    assert {"network-snapshot-000000.pkl", "checkpoint-000000.pt", "finished.json"} <= names
+    assert not [name for name in names if name.endswith(".part")]
+    lines = [json.loads(line) for line in (uninterrupted / "stats.jsonl").read_text().splitlines()]
+    assert [line["nimg"] for line in lines] == [8, 16, 24]
+    assert all(line["Augment/ada_p"]["num"] > 0 for line in lines)
+    assert lines[-1]["Loss/scores/real"]["num"] > 0
+    saved = pickles.load(uninterrupted / "network-snapshot-000000.pkl")
+    state = final_state(uninterrupted)
+    assert state["cur_nimg"] == 24
+    for key in ("G", "D", "G_ema"):
+        assert_same_state(dict(getattr(saved, key).state_dict()), dict(state[key]))
+    assert saved.augment_pipe.p == state["plugins"]["ada.probability.p"] > 0
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 4])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    uninterrupted, tiny_options, tmp_path, monkeypatch, iterations
+):
+    run_dir = tmp_path / "parts"
+    run_dir.mkdir()
+    step, done = training_loop._Run._iterate, []
+
+    def iterate(self, images, labels):
+        step(self, images, labels)
+        done.append(1)
+        if len(done) == iterations:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(training_loop._Run, "_iterate", iterate)
+    with pytest.raises(Interrupted):
+        train(tiny_options, run_dir, CPU)
+    assert not training_loop.is_finished(run_dir)
+    train(tiny_options, run_dir, CPU)
+    assert training_loop.is_finished(run_dir)
+    assert_same_state(final_state(run_dir), final_state(uninterrupted))
+    assert (run_dir / "fakes000000.png").read_bytes() == (
+        uninterrupted / "fakes000000.png"
+    ).read_bytes()
+    mine, theirs = (
+        pickles.load(d / "network-snapshot-000000.pkl") for d in (run_dir, uninterrupted)
+    )
+    assert_same_state(dict(mine.G_ema.state_dict()), dict(theirs.G_ema.state_dict()))
+    lines = (run_dir / "stats.jsonl").read_text().splitlines()
+    assert [json.loads(line)["nimg"] for line in lines] == [8, 16, 24]
+
+
+KILLED = """
+import json, os, signal, sys
+import torch
+from pathlib import Path
+from training import training_loop
+
+moment, number, run_dir, options = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+count = 0
+
+def deadly(real):
+    def call(*args, **kwargs):
+        global count
+        count += moment != "save" or "cur_nimg" in args[0]
+        if count < number:
+            return real(*args, **kwargs)
+        if moment == "save":
+            args[1].write(b"half a checkpoint")
+            args[1].flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return call
+
+if moment == "save":
+    torch.save = deadly(torch.save)
+else:
+    training_loop.StyleGAN2Loss.accumulate_gradients = deadly(
+        training_loop.StyleGAN2Loss.accumulate_gradients
+    )
+training_loop.train(json.loads(options), run_dir, torch.device("cpu"))
+"""
+
+
+@pytest.mark.parametrize(("moment", "number"), [("tick", 19), ("save", 2)])
+def test_killed_and_resumed_equals_uninterrupted(
+    uninterrupted, tiny_options, tmp_path, moment, number
+):
+    run_dir = tmp_path / "killed"
+    run_dir.mkdir()
+    command = [sys.executable, "-c", KILLED, moment, str(number), run_dir, json.dumps(tiny_options)]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert final_state(run_dir)["cur_nimg"] == 8
+    train(tiny_options, run_dir, CPU)
+    assert_same_state(final_state(run_dir), final_state(uninterrupted))
+
+
+def test_damaged_checkpoint_is_passed_over(tmp_path):
+    for nimg in (1000, 2000):
+        checkpoint.save(checkpoint.path_at(tmp_path, nimg), {"cur_nimg": nimg})
+    checkpoint.path_at(tmp_path, 2000).write_bytes(b"damaged")
+    assert checkpoint.load_newest(tmp_path, CPU) == {"cur_nimg": 1000}
+    checkpoint.path_at(tmp_path, 1000).unlink()
+    assert checkpoint.load_newest(tmp_path, CPU) is None
+
+
+def test_old_checkpoints_go(tmp_path):
+    for nimg in (1000, 2000, 3000, 4000):
+        checkpoint.save(checkpoint.path_at(tmp_path, nimg), {"cur_nimg": nimg})
+    assert [path.name for path in checkpoint.all_of(tmp_path)] == [
+        "checkpoint-000003.pt",
+        "checkpoint-000004.pt",
+    ]
+
+
+def test_resume_takes_the_networks_of_a_pickle(uninterrupted, tiny_options, tmp_path):
+    source = uninterrupted / "network-snapshot-000000.pkl"
+    options = {
+        **tiny_options,
+        "resume": str(source),
+        "plugins": {"ewc": {"lambda_": 10.0, "samples": 4}},
+    }
+    state, path = training_loop.construct(
+        options, training_loop.ImageDataset(**options["dataset"]), CPU
+    )
+    assert path == str(source)
+    for key, net in vars(pickles.load(source)).items():
+        if key in ("G", "D", "G_ema"):
+            assert_same_state(dict(getattr(state, key).state_dict()), dict(net.state_dict()))
+    assert "ewc.anchor_G" in state.plugins.state_dict()
+
+
+def test_contradicting_the_source_is_refused(uninterrupted, tiny_options):
+    source = str(uninterrupted / "network-snapshot-000000.pkl")
+    options = {**tiny_options, "resume": source, "explicit": ["G.z_dim"]}
+    options["G"] = {**options["G"], "z_dim": 9}
+    dataset = training_loop.ImageDataset(**options["dataset"])
+    with pytest.raises(ValueError, match=r"its G\.z_dim is 8, the options say 9"):
+        training_loop.construct(options, dataset, CPU)
+
+
+def test_frozen_parameters_are_not_trained(tiny_options, tmp_path):
+    options = {**tiny_options, "plugins": {"freezed": {"freezed": 2}}}
+    dataset = training_loop.ImageDataset(**options["dataset"])
+    before, _ = training_loop.construct(options, dataset, CPU)
+    train(options, tmp_path, CPU)
+    after = final_state(tmp_path)["D"]
+    for name, value in before.D.named_parameters():
+        frozen = name.startswith(("b16.fromrgb", "b16.conv0"))
+        assert torch.equal(value, after[name]) == frozen, name
+
+
+def gradients(rank, world, part):
+    """Return all gradients of a step on this rank's share of a fixed batch."""
+    torch.manual_seed(0)
+    shared = dict(channel_base=128, channel_max=8)
+    G = networks.Generator(8, 0, 8, 16, 3, dict(num_layers=2), shared).train()
+    D = networks.Discriminator(0, 16, 3, **shared, epilogue_kwargs=dict(mbstd_group_size=2)).train()
+    real, z = torch.rand(4, 3, 16, 16) * 2 - 1, torch.randn(4, 8)
+    noise = torch.randn(2, 3, 16, 16)
+    plugins = Plugins.create({"ada": {"max_": 0.0}, "apa": {"max_": 0.0}, "lecam": {}})
+    plugins.setup(Run(G, D, batch_size=4))
+    synthesis = functools.partial(G.synthesis, noise_mode="const")
+    loss = StyleGAN2Loss(CPU, G.mapping, synthesis, D, plugins, style_mixing_prob=0)
+    found = []
+    for phase in ("Gmain", "Greg", "Dmain", "Dreg"):
+        net = G if phase[0] == "G" else D
+        net.zero_grad(set_to_none=True)
+        shares = zip(real.split(part), z.split(part), noise.split(part // 2), strict=True)
+        for number, (x, w, y) in enumerate(shares):
+            if number % world == rank:
+                loss.pl_noise = lambda img, y=y: y
+                loss.pl_mean.zero_()  # each rank's own, and else it would depend on the order
+                c = torch.zeros(part, 0)
+                loss.accumulate_gradients(phase, x, c, w, c, sync=True, gain=world * part / 4)
+        _dist.average_gradients(net.parameters())
+        found += [p.grad for p in net.parameters() if p.grad is not None]
+    return found
+
+
+def on_a_rank(rank, address, out):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=address)
+    torch.set_num_threads(1)
+    _dist.init("cpu")
+    torch.save(gradients(rank, 2, 2), out / f"{rank}.pt")
+    _dist.shutdown()
+
+
+def test_two_ranks_give_the_gradients_of_one(tmp_path):
+    from training.launch import _free_port
+
+    torch.multiprocessing.spawn(on_a_rank, args=(str(_free_port()), tmp_path), nprocs=2)
+    alone = gradients(0, 1, 2)
+    for rank in range(2):
+        for mine, theirs in zip(alone, torch.load(tmp_path / f"{rank}.pt"), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
