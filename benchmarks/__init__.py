@@ -1,1 +1,1 @@
-"""Speed and memory, alone or side by side with a checkout of the original: `python -m benchmarks`."""
+"""Speed and memory, alone or in turn with a checkout of the original: `python -m benchmarks`."""

@@ -108,11 +108,11 @@ def table(name: str, best: dict[str, Values]) -> str:
 def shares(values: Values) -> list[str]:
     """Return each operation's share of the bandwidth that copying reaches."""
     suffix = ": copy of as many bytes"
-    names = [row.removesuffix(suffix) for row in values if row.endswith(suffix)]
-    return [
-        f"{name + ': share of copy bandwidth':44}{values[name + suffix] / values[f'{name}: forward']:12.0%}"
-        for name in names
-    ]
+    lines = []
+    for name in (row.removesuffix(suffix) for row in values if row.endswith(suffix)):
+        share = values[name + suffix] / values[f"{name}: forward"]
+        lines.append(f"{name + ': share of copy bandwidth':44}{share:12.0%}")
+    return lines
 
 
 def describe(device: str, torch: Any) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +56,7 @@ def convolution(host: Host, device: torch.device) -> str | None:
     """Outside torch 1.7 to 1.9 the host's convolution does what torch's own does, after a warning
     at every call; torch's has had second derivatives ever since."""
     gradfix = host.module("torch_utils.ops.conv2d_gradfix")
-    if host.name == "stylegan3" or not hasattr(gradfix, "_should_use_custom_op"):
+    if host.name == "stylegan3":
         return None
     gradfix._should_use_custom_op = lambda input: False
     return "convolutions are torch's own"
@@ -64,7 +65,7 @@ def convolution(host: Host, device: torch.device) -> str | None:
 @patch
 def grid_sample(host: Host, device: torch.device) -> str | None:
     """ADA with R1 differentiates `grid_sample` twice. The host's remedy is for torch 1.7 to 1.9,
-    stylegan3's to 1.12, and torch's own has no second derivative. Seen on torch 2.13."""
+    stylegan3's for 1.11 and 1.12; outside, they warn at every call or fail. Seen on torch 2.13."""
     gradfix = host.module("torch_utils.ops.grid_sample_gradfix")
     if _differentiates_twice(gradfix):
         return None
@@ -76,10 +77,12 @@ def _differentiates_twice(gradfix: Any) -> bool:
     image = torch.ones(1, 1, 2, 2, requires_grad=True)
     was, gradfix.enabled = gradfix.enabled, True
     try:
-        value = gradfix.grid_sample(image, torch.zeros(1, 1, 1, 2)).square().sum()
-        (slope,) = torch.autograd.grad(value, [image], create_graph=True)
-        slope.sum().backward()  # type: ignore[no-untyped-call]
-    except (RuntimeError, TypeError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            value = gradfix.grid_sample(image, torch.zeros(1, 1, 1, 2)).square().sum()
+            (slope,) = torch.autograd.grad(value, [image], create_graph=True)
+            slope.sum().backward()  # type: ignore[no-untyped-call]
+    except (RuntimeError, TypeError, UserWarning):
         return False
     finally:
         gradfix.enabled = was

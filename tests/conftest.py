@@ -35,7 +35,7 @@ def tiny_options(tiny_data):
         loss=dict(r1_gamma=1.0, style_mixing_prob=0.9, pl_weight=2.0),
         plugins=dict(ada=dict(target=-1.0, kimg=0.1), apa=dict(target=-1.0, kimg=0.1)),
         external=[],
-        explicit=[],
+        explicit={},
         batch_size=4,
         batch_gpu=2,
         total_kimg=0.024,

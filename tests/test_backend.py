@@ -10,10 +10,10 @@ import torch
 from stylegan2_fewshot.ops import backend, build
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-COMPILER_OUTPUT = """Error building extension 'stylegan2_fewshot_kernels': [1/3] nvcc -c upfirdn2d.cu
-FAILED: upfirdn2d.cuda.o
+COMPILER_OUTPUT = """Error building extension 'stylegan2_fewshot_kernels': [1/3] nvcc -c a.cu
+FAILED: a.cuda.o
 /usr/include/c++/12/mutex(86): error: identifier "x" is undefined
-2 errors detected in the compilation of "upfirdn2d.cu".
+2 errors detected in the compilation of "a.cu".
 """
 FAILURES = {
     COMPILER_OUTPUT: ['/mutex(86): error: identifier "x" is undefined; ', "needed are ninja"],
@@ -22,6 +22,8 @@ FAILURES = {
     "The detected CUDA version (12.1) mismatches the version": ["this PyTorch was built with"],
     "x.cpp:1:10: fatal error: Python.h: No such file": ["fatal error: Python.h", "python3-dev"],
     "CUDA error: no kernel image is available": ["support this GPU"],
+    "[1/3] nvcc\nnvcc fatal   : Unsupported gpu": ["nvcc fatal   : Unsupported gpu; needed are"],
+    "Command '['which', 'c++']' returned non-zero exit status 1.": ["install g++ 11 or newer"],
     "": ["RuntimeError('')"],
 }
 

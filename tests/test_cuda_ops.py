@@ -103,7 +103,8 @@ def test_activations_by_emulated_kernels(emulated, act, dtype):
     for (shape, dim), clamp in zip(shapes, [None, 0.9, None, 0.5, None], strict=True):
         x = torch.randn(shape, dtype=torch.float64).mul(2).to(dtype)
         x = x.contiguous(memory_format=LAYOUTS[1]) if clamp is None and len(shape) == 4 else x
-        b, first, other = torch.randn(shape[dim]).to(dtype), torch.randn_like(x), torch.randn_like(x)
+        b = torch.randn(shape[dim]).to(dtype)
+        first, other = torch.randn_like(x), torch.randn_like(x)
         along = [-1 if i == dim % x.ndim else 1 for i in range(x.ndim)]
         v = (x.double() + b.double().reshape(along)).requires_grad_()
         y = kind.apply(v, kind.alpha) * 1.3
@@ -113,11 +114,11 @@ def test_activations_by_emulated_kernels(emulated, act, dtype):
         if kind.curved:
             second = torch.autograd.grad(gradient.sum(), v)[0]
         arguments = x, b, dim, index, kind.alpha, 1.3, clamp
-        expect_close(emulated.bias_act(*arguments, None, None, False), y.clamp(-bound, bound), dtype)
-        expect_close(emulated.bias_act(*arguments, first, None, False), gradient * first, dtype)
-        expect_close(
-            emulated.bias_act(*arguments, first, other, False), second * first * other, dtype
-        )
+        factors = [(None, None), (first, None), (first, other)]
+        got = [emulated.bias_act(*arguments, *pair, False) for pair in factors]
+        expect_close(got[0], y.clamp(-bound, bound), dtype)
+        expect_close(got[1], gradient * first, dtype)
+        expect_close(got[2], second * first * other, dtype)
 
 
 def check_bias_act_gradients(device, act, clamp):
@@ -180,7 +181,7 @@ def test_nvcc_compiles_for_a100_and_h100(tmp_path, source):
     if nvcc is None:
         pytest.skip("nvcc is not installed")
     path = tmp_path / "kernels.fatbin"
-    command = [nvcc, "-std=c++17", "-fatbin", *"-Xcicc -O0 -Xptxas -O0".split(), "-o", str(path)]
+    command = [nvcc, "-std=c++17", "-fatbin", "-Xcicc", "-O0", "-Xptxas", "-O0", "-o", str(path)]
     command += [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in (80, 90)]
     # PyTorch defines these: halves have to be converted by name.
     command += ["-D__CUDA_NO_HALF_CONVERSIONS__", "-D__CUDA_NO_BFLOAT16_CONVERSIONS__"]

@@ -185,10 +185,10 @@ def test_resume_takes_the_networks_of_a_pickle(uninterrupted, tiny_options, tmp_
 
 def test_contradicting_the_source_is_refused(uninterrupted, tiny_options):
     source = str(uninterrupted / "network-snapshot-000000.pkl")
-    options = {**tiny_options, "resume": source, "explicit": ["G.z_dim"]}
+    options = {**tiny_options, "resume": source, "explicit": {"G.z_dim": "--zdim=9"}}
     options["G"] = {**options["G"], "z_dim": 9}
     dataset = training_loop.ImageDataset(**options["dataset"])
-    with pytest.raises(ValueError, match=r"its G\.z_dim is 8, the options say 9"):
+    with pytest.raises(ValueError, match=r"--zdim=9: .* has G\.z_dim=8, not 9"):
         training_loop.construct(options, dataset, CPU)
 
 

@@ -66,15 +66,15 @@ def _refuse_misfit(options: Mapping[str, Any], dataset: ImageDataset, G: nn.Modu
 
 def _refuse_contradiction(options: Mapping[str, Any], key: str, net: nn.Module) -> None:
     """Raise if an option that was given says otherwise than the source network."""
-    for place in options["explicit"]:
+    for place, option in options["explicit"].items():
         owner, *path = place.split(".")
         if owner != key:
             continue
         wanted, have = _at(options[key], path), _at(net.init_kwargs, path)
         if have is not None and wanted != have:
             raise ValueError(
-                f"--resume={options['resume']}: its {place} is {have}, the options say {wanted}; "
-                "leave the option out, since the architecture comes from the network"
+                f"{option}: the network of --resume={options['resume']} has {place}={have}, not "
+                f"{wanted}; leave the option out, since the architecture comes from the network"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,22 @@ def launch(options: Mapping[str, Any], *, outdir: Path, fresh: bool, gpus: int) 
         return
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(_free_port()))
-    # A process that fails ends the others, and its error is raised here.
-    torch.multiprocessing.spawn(_spawned, args=(gpus, options, outdir, fresh), nprocs=gpus)
+    try:  # a process that fails ends the others
+        torch.multiprocessing.spawn(_spawned, args=(gpus, options, outdir, fresh), nprocs=gpus)
+    except torch.multiprocessing.ProcessExitedException as ended:
+        raise SystemExit(ended.exit_code) from None
 
 
 def _spawned(rank: int, gpus: int, options: Mapping[str, Any], outdir: Path, fresh: bool) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(gpus))
     torch.set_num_threads(max(torch.get_num_threads() // gpus, 1))
-    for place in options["external"]:
-        load_external(place)
-    _work(options, outdir, fresh)
+    try:
+        for place in options["external"]:
+            load_external(place)
+        _work(options, outdir, fresh)
+    except (ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
 
 
 def _work(options: Mapping[str, Any], outdir: Path, fresh: bool) -> None:

@@ -71,7 +71,7 @@ def bias_act(
     alpha = kind.alpha if alpha is None else alpha
     gain = kind.gain if gain is None else gain
     if backend.kernels(x, b) is not None:
-        result: Tensor = _BiasAct.apply(x, b, _Settings(dim, act, alpha, gain, clamp))
+        result: Tensor = _BiasAct.apply(x, b, _Settings(dim, act, alpha, gain, clamp))  # type: ignore[no-untyped-call]
         return result
     if b is not None:
         b = b.reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
@@ -131,7 +131,7 @@ class _BiasAct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
         reference, added, b = ctx.saved_tensors
-        dx = _BiasActGradient.apply(dy, reference, added, ctx.settings)
+        dx = _BiasActGradient.apply(dy, reference, added, ctx.settings)  # type: ignore[no-untyped-call]
         db = ctx.settings.sum_for_bias(dx, b) if ctx.needs_input_grad[1] else None
         return dx, db, None
 
@@ -149,7 +149,7 @@ class _BiasActGradient(torch.autograd.Function):
     def backward(ctx, ddx):  # type: ignore[no-untyped-def]
         dy, reference, b = ctx.saved_tensors
         settings = ctx.settings
-        ddy = _BiasActGradient.apply(ddx, reference, b, settings)
+        ddy = _BiasActGradient.apply(ddx, reference, b, settings)  # type: ignore[no-untyped-call]
         if not ACTIVATIONS[settings.act].curved or not any(ctx.needs_input_grad[1:3]):
             return ddy, None, None, None
         x_gradient = settings.run(reference, b, ddx, dy)

@@ -56,7 +56,7 @@ def explain(error: BaseException) -> str:
     """Return a build's first line of error and what to install, in one line."""
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [repr(error)]
-    first = next((line for line in lines if re.search(r"\b(fatal )?error\b\s*:", line)), lines[0])
+    first = next((line for line in lines if re.search(r"\b(error|fatal)\s*:", line)), lines[0])
     return f"{first}; {_remedy(text)}"
 
 
@@ -67,7 +67,8 @@ def _remedy(text: str) -> str:
         r"CUDA_HOME|nvcc.*not found|No such file.*nvcc": f"install {cuda} and set CUDA_HOME to it",
         r"mismatches the version": f"install {cuda}, which this PyTorch was built with",
         r"Python\.h": "install Python's headers: python3-dev",
-        r"(g\+\+|c\+\+|cl).*not found|host compiler|No such file.*\+\+": "install g++ 11 or newer",
+        r"unsupported (GNU|clang) version": f"install a C++ compiler that {cuda} supports",
+        r"which.*\+\+|\+\+.*not found|No such file.*\+\+": "install g++ 11 or newer",
         r"no kernel image": f"install a PyTorch and {cuda} that support this GPU",
     }
     general = f"needed are ninja, a C++ compiler and {cuda}"
@@ -137,7 +138,8 @@ def _verify_bias_act(kernels: Any, x: Tensor, device: torch.device, index: int, 
     want = [1.5 * kind.apply(v, kind.alpha)]
     for _ in range(2 if kind.curved else 1):
         want += torch.autograd.grad(want[-1].sum(), v, create_graph=True)
-    inputs, one = (x.to(device), b.to(device), 1, index, kind.alpha, 1.5, None), x.to(device) * 0 + 1
+    inputs = x.to(device), b.to(device), 1, index, kind.alpha, 1.5, None
+    one = torch.ones_like(inputs[0])
     for order, result in enumerate(want):
         factors = [one if order > n else None for n in range(2)]
         got = kernels.bias_act(*inputs, *factors, False)

@@ -46,7 +46,8 @@ def setup_filter(
         taps = taps / taps.sum()
     if flip_filter:
         taps = taps.flip(list(range(taps.ndim)))
-    return taps * gain ** (taps.ndim / 2)
+    scale: float = gain ** (taps.ndim / 2)
+    return taps * scale
 
 
 def upfirdn2d(
@@ -75,9 +76,10 @@ def upfirdn2d(
     """
     if f is None:
         f = torch.ones(1, 1, device=x.device)
-    return _UpFirDn.apply(
+    y: Tensor = _UpFirDn.apply(  # type: ignore[no-untyped-call]
         x, f, as_pair(up), as_pair(down), as_padding(padding), flip_filter, float(gain)
     )
+    return y
 
 
 def filter2d(
@@ -180,14 +182,14 @@ class _UpFirDn(torch.autograd.Function):
             start = padding[2 * axis]
             mirrored.append(filter_size(f)[axis] - 1 - start)
             mirrored.append(before * up[axis] - after * down[axis] + start - up[axis] + 1)
-        dx = _UpFirDn.apply(dy, f, down, up, tuple(mirrored), not flip_filter, gain)
+        dx = _UpFirDn.apply(dy, f, down, up, tuple(mirrored), not flip_filter, gain)  # type: ignore[no-untyped-call]
         return dx, None, None, None, None, None, None
 
     @staticmethod
     def vmap(info, in_dims, x, *rest):  # type: ignore[no-untyped-def]
         """Take the images of all samples as one batch: fast, and free to choose the layout."""
         x = x.movedim(in_dims[0], 0)
-        y = _UpFirDn.apply(x.flatten(0, 1), *rest)
+        y = _UpFirDn.apply(x.flatten(0, 1), *rest)  # type: ignore[no-untyped-call]
         return y.unflatten(0, x.shape[:2]), 0
 
 

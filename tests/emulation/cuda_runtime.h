@@ -1,5 +1,5 @@
-// CUDA's language on the CPU, to test index arithmetic: every thread of a block is a fiber that runs
-// until it ends or meets a barrier, forwards in one launch and backwards in the next. Only a few
+// CUDA's language on the CPU, to test index arithmetic: every thread of a block is a fiber that
+// runs until it ends or meets a barrier, forwards in one launch and backwards in the next. Only a few
 // blocks run, whatever is asked for: kernels must stride over their work.
 #pragma once
 
