@@ -131,7 +131,9 @@ class Session:
         if not Path(source).is_file():
             raise ValueError(f"{source}: the network that this training began with is not there")
         nets = {"G": run.G, "D": run.D}
-        adapted = {k: {n: t.clone() for n, t in net.state_dict().items()} for k, net in nets.items()}
+        adapted = {
+            k: {n: t.clone() for n, t in net.state_dict().items()} for k, net in nets.items()
+        }
         with open(source, "rb") as file:
             loaded = self._host.module("legacy").load_network_pkl(file)
         for key, net in nets.items():

@@ -24,7 +24,9 @@ from stylegan2_fewshot.options import (
 from .host import Host, open_checkout
 from .session import Worker
 
-USAGE = "usage: python -m patches.stylegan2_ada CHECKOUT train OPTIONS; --help after train lists them"
+USAGE = (
+    "usage: python -m patches.stylegan2_ada CHECKOUT train OPTIONS; --help after train lists them"
+)
 LOSS = "patches.host_loss.HostLoss"
 SHARED = ("p", "target", "augpipe")  # the host's where the augmentation is, ours otherwise
 COUNT = click.IntRange(min=1)
@@ -122,8 +124,10 @@ def _divide(
     rest: dict[str, Any] = {"aug": theirs[0] if theirs else "noaug"}
     for key, value in values.items():
         is_given = ctx.get_parameter_source(key) is click.core.ParameterSource.COMMANDLINE
-        if key in all_options() and is_given and (
-            key not in _names(host) or (key in SHARED and not theirs)
+        if (
+            key in all_options()
+            and is_given
+            and (key not in _names(host) or (key in SHARED and not theirs))
         ):
             mine[key] = value
         elif key in _names(host) and key != "aug":

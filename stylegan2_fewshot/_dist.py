@@ -82,7 +82,7 @@ def average_gradients(params: Iterable[torch.nn.Parameter]) -> None:
     flat = torch.cat([grad.flatten() for grad in grads])
     td.all_reduce(flat)
     flat /= world_size()
-    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):  # type: ignore[no-untyped-call]
         grad.copy_(part.view_as(grad))
 
 

@@ -309,7 +309,7 @@ def test_base_code_points_ignore_skin_and_sex(make_data: ModuleType) -> None:
     assert {name: make_data.base_code_point(name) for name in bases} == bases
 
 
-@pytest.mark.parametrize("style", ["twemoji", "fluent"])
+@pytest.mark.parametrize("style", ["twemoji"])
 def test_example_archives_are_split_by_base_code_point(style: str, make_data: ModuleType) -> None:
     source = set(ImageDataset(EXAMPLES / "noto-portraits.zip").file_names)
     ten = ImageDataset(EXAMPLES / f"{style}-ten.zip")

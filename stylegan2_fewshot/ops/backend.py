@@ -90,5 +90,5 @@ def reduced_dtype(device: torch.device) -> torch.dtype:
 
 def _cpu_has_bfloat16() -> bool:
     return bool(
-        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-untyped-call]
     )
