@@ -1,0 +1,199 @@
+"""What the experiments share: train whatever is missing, two runs side by side, and report.
+
+An experiment is a list of `Trial`s. Each is one `train.py` command in a folder of its own, so
+that the same experiment again goes on where it was interrupted, and finished runs are not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from metrics import results  # noqa: E402
+from training import pickles  # noqa: E402
+from training.dataset import ImageDataset  # noqa: E402
+from training.training_loop import BEST_FILE, is_finished  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run.
+
+    Attributes:
+        method: Name of what is tried, as tables and plots call it.
+        options: Options of `train.py`, without `--outdir` and `--seed`.
+        seed: Seed of the run.
+    """
+
+    method: str
+    options: str
+    seed: int = 0
+
+    def folder(self, out: Path) -> Path:
+        """Return the `--outdir` of the run."""
+        return out / self.method.replace(" ", "").replace("+", "-").lower() / f"seed{self.seed}"
+
+    def command(self, out: Path) -> str:
+        """Return the command line, without `python`."""
+        return f"train.py --outdir={self.folder(out)} {self.options} --seed={self.seed}"
+
+    @property
+    def kimg(self) -> float:
+        """Return how long the run is."""
+        return float(re.search(r"--kimg=(\S+)", self.options)[1])
+
+    def progress(self, out: Path) -> float:
+        """Return how many kimg the run has come to, as of its last status line."""
+        files = sorted((ROOT / self.folder(out)).glob("0*/stats.jsonl"))
+        lines = files[-1].read_text().rpartition("\n")[0].splitlines() if files else []
+        return json.loads(lines[-1])["nimg"] / 1000 if lines else 0.0
+
+    def finished(self, out: Path) -> Path | None:
+        """Return the directory of the finished run, or None."""
+        done = [run for run in sorted((ROOT / self.folder(out)).glob("0*")) if is_finished(run)]
+        return done[-1] if done else None
+
+
+def run(command: str, log: Path, threads: int | None = None) -> None:
+    """Run a command of ours with this Python, from the project's root.
+
+    Args:
+        command: The command line, without `python`.
+        log: Where its output goes.
+        threads: Threads for PyTorch; None for all.
+
+    Raises:
+        click.ClickException: The command failed.
+    """
+    tqdm.write(f"$ python {command}")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    with log.open("a") as stream:
+        ended = subprocess.run(
+            [sys.executable, *shlex.split(command)],
+            cwd=ROOT,
+            env=environment,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+    if ended.returncode:
+        reason = log.read_text().strip().rpartition("\n")[2]
+        raise click.ClickException(f"{reason}\npython {command}: more in {log}")
+
+
+def train(trials: Sequence[Trial], out: Path, *, jobs: int | None = None) -> dict[Trial, Path]:
+    """Run the trials that are not finished; return the run directory of each.
+
+    On a CPU, several runs of one thread each train faster than one run of several threads.
+
+    Args:
+        trials: What to train.
+        out: Folder for all runs, below the project's root or absolute.
+        jobs: Runs at a time; default: as many as there are cores, or 1 with a GPU.
+    """
+    cores = os.cpu_count() or 1
+    jobs = jobs or (1 if torch.cuda.is_available() else cores)
+    threads = max(cores // jobs, 1)
+    with ThreadPoolExecutor(jobs) as pool:
+        running = [
+            pool.submit(run, trial.command(out), ROOT / trial.folder(out) / "output.txt", threads)
+            for trial in trials
+            if trial.finished(out) is None
+        ]
+        _watch(trials, out, running)
+    return {trial: found for trial in trials if (found := trial.finished(out))}
+
+
+def _watch(trials: Sequence[Trial], out: Path, running: Sequence[Future[None]]) -> None:
+    """Show a progress bar over all trials until they are done, or the first one fails."""
+    total = sum(trial.kimg for trial in trials)
+    start = sum(trial.progress(out) for trial in trials)
+    with tqdm(total=total, initial=start, unit="kimg", disable=not running) as bar:
+        while not all(future.done() for future in running):
+            ended, _ = wait(running, timeout=2, return_when=FIRST_EXCEPTION)
+            bar.update(sum(trial.progress(out) for trial in trials) - bar.n)
+            if failed := [future for future in ended if future.exception()]:
+                for future in running:
+                    future.cancel()
+                failed[0].result()
+
+
+def last_snapshot(run_dir: Path) -> Path:
+    """Return the network that a run ended with."""
+    return sorted(run_dir.glob("network-snapshot-*.pkl"))[-1]
+
+
+def best_snapshot(run_dir: Path) -> Path:
+    """Return the network that was best by the run's first metric."""
+    return run_dir / BEST_FILE
+
+
+def last_and_best(run_dir: Path, judge: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Return all metric values of a run's last snapshot, and of the best one by `judge`.
+
+    Args:
+        run_dir: A finished run.
+        judge: Name of the metric that decides which snapshot is best.
+    """
+    found = results.read(run_dir)
+    best = found[judge][0]
+    for result in found[judge][1:]:
+        best = result if results.is_better(result, best) else best
+    last = found[judge][-1]
+    return _at(found, last["kimg"]), _at(found, best["kimg"])
+
+
+def _at(found: Mapping[str, list[dict]], kimg: float) -> dict[str, float]:
+    at_kimg = (line for lines in found.values() for line in lines if line["kimg"] == kimg)
+    return {"kimg": kimg, **{k: v for line in at_kimg for k, v in line["results"].items()}}
+
+
+@torch.no_grad()
+def samples(network: Path, seeds: Iterable[int], psi: float = 1.0) -> torch.Tensor:
+    """Return images `[N, C, H, W]` in [-1, 1] of a network's G_ema; `generate.py` draws the same.
+
+    Args:
+        network: Network pickle, unconditional.
+        seeds: One image each.
+        psi: Truncation.
+    """
+    G = pickles.load(network).G_ema
+    z = np.concatenate([np.random.RandomState(seed).randn(1, G.z_dim) for seed in seeds])
+    z = torch.from_numpy(z).float()
+    images = [G(part, None, truncation_psi=psi, noise_mode="const") for part in z.split(16)]
+    return torch.cat(images).clamp(-1, 1)
+
+
+def real_images(archive: Path, count: int) -> torch.Tensor:
+    """Return the first images `[N, C, H, W]` of a data set, in [-1, 1]."""
+    dataset = ImageDataset(archive)
+    pixels = np.stack([dataset[i][0] for i in range(min(count, len(dataset)))])
+    return torch.from_numpy(pixels).float() / 127.5 - 1
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Return mean and standard deviation over seeds as text, or the value alone of one seed."""
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
