@@ -8,7 +8,6 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from . import runtime
@@ -27,8 +26,8 @@ class Host:
     """
 
     path: Path
-    train: ModuleType
-    loop: ModuleType
+    train: Any
+    loop: Any
 
     def module(self, name: str) -> Any:
         """Import one of the checkout's modules."""

@@ -66,7 +66,7 @@ def sampler(host: Host, device: torch.device, processes: int) -> str | None:
     def init(self: Any, data_source: Any = None) -> None:
         pass
 
-    torch.utils.data.Sampler.__init__ = init  # type: ignore[method-assign, assignment]
+    torch.utils.data.Sampler.__init__ = init  # type: ignore[method-assign]
     return "torch's sampler takes a data set again, and ignores it"
 
 
@@ -101,19 +101,17 @@ def summary(host: Host, device: torch.device, processes: int) -> str | None:
 
 @patch
 def buffers(host: Host, device: torch.device, processes: int) -> str | None:
-    """torch whose DistributedDataParallel no longer hands out the first process's buffers where
-    `broadcast_buffers` is false (met on 2.13): noise would differ between processes. On the CPU,
-    with every torch, it takes no `device_ids`. stylegan3 does without it."""
-    from torch.distributed import utils
-
-    known = inspect.signature(utils._sync_module_states).parameters
-    needed = "broadcast_buffers" in known or device.type == "cpu"
-    if processes == 1 or host.name == "stylegan3" or not needed:
+    """torch 2 (met on 2.13): DistributedDataParallel no longer hands out the first
+    process's buffers where `broadcast_buffers` is false, and noise would differ between processes.
+    Every torch, on the CPU: it takes no `device_ids`. stylegan3 does without it."""
+    if processes == 1 or host.name == "stylegan3":
         return None
+    parallel = torch.nn.parallel.DistributedDataParallel
+    renamed = "forward_sync_buffers" in inspect.signature(parallel).parameters
 
-    def wrap(module: Any, device_ids: Any, **kwargs: Any) -> Any:
-        ids = None if device.type == "cpu" else device_ids
-        wrapped = torch.nn.parallel.DistributedDataParallel(module, device_ids=ids, **kwargs)
+    def wrap(module: Any, device_ids: Any, broadcast_buffers: bool) -> Any:
+        kept: Any = {"forward_sync_buffers" if renamed else "broadcast_buffers": broadcast_buffers}
+        wrapped = parallel(module, device_ids=None if device.type == "cpu" else device_ids, **kept)
         for buffer in module.buffers():
             td.broadcast(buffer, src=0)
         return wrapped
@@ -129,7 +127,7 @@ def processor(host: Host, device: torch.device, processes: int) -> str | None:
         return None
     torch.set_flush_denormal(True)
     torch.set_num_threads(max(torch.get_num_threads() // processes, 1))
-    torch.Tensor.pin_memory = lambda self, *_: self  # type: ignore[method-assign, assignment]
+    torch.Tensor.pin_memory = lambda self, *_: self  # type: ignore[method-assign]
     for module in (host.loop, host.train):
         replace(module, "torch.device", lambda *_: torch.device("cpu"))
     replace(host.loop, "torch.cuda.Event", Stopwatch)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import torch
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from stylegan2_fewshot import Plugins
 from stylegan2_fewshot.options import Mistake, PluginCommand, all_options, describe, parse
@@ -80,7 +81,7 @@ def _train(host: Host, ctx: click.Context, values: dict[str, Any]) -> None:
     host.train.subprocess_fn = Worker(str(host.path), device, tuple(values["plugin"]))
     try:
         ctx.invoke(host.train.main, **theirs, aug="noaug")
-    except torch.multiprocessing.ProcessExitedException as ended:
+    except ProcessExitedException as ended:
         raise SystemExit(ended.exit_code) from None
 
 
