@@ -21,7 +21,7 @@ from torch import Tensor
 from stylegan2_fewshot.ada import AugmentPipe
 from stylegan2_fewshot.files import replacing
 
-from . import formats, sources
+from . import sources
 from .networks import Discriminator, Generator
 from .unpickler import Object, PickleError, TensorView, one_line, unpickle
 
@@ -34,7 +34,6 @@ _CLASSES: dict[str, type[torch.nn.Module]] = {
 _MAX_MODULES = 10_000
 _MAX_VALUES = 10_000
 _MAX_INT = 1 << 31
-_MAX_FILTER = 32 * 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +50,6 @@ class NetworkPickle:
 def load(path_or_url: str | os.PathLike[str]) -> NetworkPickle:
     """Read a network pickle of the original, or of `save`; no code in it runs.
 
-    Files of `training.formats` are told by their content and read as well.
-
     Args:
         path_or_url: A path, an http(s) URL, or a short name such as `ffhq256`.
 
@@ -64,8 +61,6 @@ def load(path_or_url: str | os.PathLike[str]) -> NetworkPickle:
     path = sources.fetch(path_or_url)
     try:
         data = path.read_bytes()
-        if read := formats.reader_of(data):
-            return _foreign_networks(read(data), limit=len(data))
         return _networks(unpickle(data), limit=len(data))
     except PickleError as error:
         raise PickleError(f"{path_or_url}: {error}") from None
@@ -107,35 +102,10 @@ def _networks(content: object, limit: int) -> NetworkPickle:
     if missing := [key for key in ("G", "D", "G_ema") if content.get(key) is None]:
         raise PickleError(f"holds no {', '.join(missing)}")
     nets = {k: _build(k, content[k], limit) for k in _CLASSES if content.get(k) is not None}
-    return NetworkPickle(**nets, training_set_kwargs=_options(content.get("training_set_kwargs")))
-
-
-def _options(value: object) -> dict[str, Any] | None:
-    options = _plain(value)
+    options = _plain(content.get("training_set_kwargs"))
     if not isinstance(options, (dict, type(None))):
         raise PickleError(f"training_set_kwargs is a {type(options).__name__} instead of a dict")
-    return options
-
-
-def _foreign_networks(content: formats.Content, limit: int) -> NetworkPickle:
-    if missing := [key for key in ("G", "D", "G_ema") if key not in content.networks]:
-        raise PickleError(f"holds no {', '.join(missing)}")
-    nets = {k: _foreign(k, content.networks[k], limit) for k in _CLASSES if k in content.networks}
-    return NetworkPickle(**nets, training_set_kwargs=_options(content.training_set_kwargs))
-
-
-def _foreign(key: str, parts: formats.Parts, limit: int) -> Any:
-    """Build a network from a format that may leave out filters, and knows no strides."""
-    if sum(tensor.nbytes for tensor in parts.tensors.values()) > limit:
-        raise PickleError(f"{key} has tensors that overlap")
-    kwargs = _plain(parts.kwargs)
-    if not isinstance(kwargs, dict):
-        raise PickleError(f"{key} has arguments that are no dict")
-    _skeleton(key, (), kwargs, parts.tensors, with_filters=False)
-    with torch.random.fork_rng(devices=[]):
-        net = _CLASSES[key](**kwargs)  # brings the filters, and weights in the right layout
-    net.load_state_dict(parts.tensors, strict=False)
-    return net.eval().requires_grad_(False)
+    return NetworkPickle(**nets, training_set_kwargs=options)
 
 
 def _build(key: str, record: object, limit: int) -> Any:
@@ -155,11 +125,7 @@ def _build(key: str, record: object, limit: int) -> Any:
 
 
 def _skeleton(
-    key: str,
-    args: Iterable[Any],
-    kwargs: dict[str, Any],
-    tensors: Mapping[str, Tensor],
-    with_filters: bool = True,
+    key: str, args: Iterable[Any], kwargs: dict[str, Any], tensors: Mapping[str, Tensor]
 ) -> torch.nn.Module:
     """Construct a network without memory, and see that `tensors` are just the ones it takes."""
     cls = _CLASSES[key]
@@ -172,15 +138,8 @@ def _skeleton(
         raise
     except Exception as error:  # arguments from a file make a constructor raise anything
         raise PickleError(f"{key} cannot be built: {cls.__name__}: {one_line(error)}") from None
-    want = net.state_dict()
-    if not with_filters:
-        want = {name: t for name, t in want.items() if name in tensors or not _is_filter(name, t)}
-    _refuse_misfit(key, want, tensors)
+    _refuse_misfit(key, net.state_dict(), tensors)
     return net
-
-
-def _is_filter(name: str, tensor: Tensor) -> bool:
-    return name.endswith("resample_filter") and tensor.numel() <= _MAX_FILTER
 
 
 def _refuse_depth(given: Mapping[str, Any], limit: int) -> None:
