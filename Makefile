@@ -1,12 +1,13 @@
 # make demo       adapts the example network to ten images; needs Python 3.10+ and nothing else
 # make test       ruff, mypy, pytest
 # make few-shot   compares the methods on ten images: docs/few-shot.md; needs npm, takes two hours
+# make limited-data   from scratch on few images, with and without augmentation: docs/limited-data.md
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint few-shot clean
+.PHONY: demo test lint few-shot limited-data clean
 
 demo: $(VENV)/runtime
 	$(RUN) examples/demo.py
@@ -21,6 +22,9 @@ lint: $(VENV)/development
 
 few-shot: $(VENV)/metrics examples/fluent-ten.zip
 	$(RUN) examples/few_shot.py
+
+limited-data: $(VENV)/metrics
+	$(RUN) examples/limited_data.py
 
 examples/fluent-ten.zip: | $(VENV)/runtime
 	$(RUN) examples/make_data.py

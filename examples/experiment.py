@@ -241,3 +241,24 @@ def publish(document: Path, section: str, text: str) -> None:
     head, _, rest = old.partition(begin)
     tail = rest.partition(end)[2] or "\n"
     write_text(document, f"{head}{begin}\n{text.strip()}\n{end}{tail}")
+
+
+def choice(known: Iterable[str]) -> Callable[[Any, Any, str], list[str]]:
+    """Return a callback for an option that takes some of the `known` names, in their order."""
+    names = {slug(name): name for name in known}
+
+    def chosen(ctx: click.Context, param: click.Parameter, value: str) -> list[str]:
+        asked = value.split(",")
+        if unknown := [name for name in asked if name not in names]:
+            raise click.BadParameter(f"{unknown[0]} is none of {', '.join(names)}")
+        return [name for key, name in names.items() if key in asked]
+
+    return chosen
+
+
+def numbers(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
+    """Return the seeds that an option names, as `0,1,2`."""
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f"must be numbers with commas between, got {value}") from error

@@ -11,7 +11,7 @@ writes docs/few-shot.md with all runs there are. It goes on where it was interru
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ import click
 from experiment import (
     ROOT,
     Trial,
+    choice,
     last_and_best,
     last_snapshot,
     markdown,
+    numbers,
     publish,
     real_images,
     run,
@@ -185,27 +187,6 @@ def _commands(trials: Iterable[Trial], out: Path) -> str:
     first = {trial.method: trial for trial in reversed(list(trials))}
     lines = [f"    python {trial.command(out)}" for trial in reversed(first.values())]
     return "\n".join(["The commands, those of other seeds alike:", "", *lines])
-
-
-def choice(known: Iterable[str]) -> Callable[[Any, Any, str], list[str]]:
-    """Return a callback for an option that takes some of the `known` names, in their order."""
-    names = {slug(name): name for name in known}
-
-    def chosen(ctx: click.Context, param: click.Parameter, value: str) -> list[str]:
-        asked = value.split(",")
-        if unknown := [name for name in asked if name not in names]:
-            raise click.BadParameter(f"{unknown[0]} is none of {', '.join(names)}")
-        return [name for key, name in names.items() if key in asked]
-
-    return chosen
-
-
-def numbers(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
-    """Return the seeds that an option names, as `0,1,2`."""
-    try:
-        return [int(part) for part in value.split(",")]
-    except ValueError as error:
-        raise click.BadParameter(f"must be numbers with commas between, got {value}") from error
 
 
 @click.command(help=__doc__.split("\n")[0])
