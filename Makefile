@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 demo: $(VENV)/runtime
 	$(RUN) examples/demo.py
 
-test: $(VENV)/development lint
+test: $(VENV)/development $(VENV)/metrics lint
 	$(RUN) -m pytest
 
 lint: $(VENV)/development
@@ -27,6 +27,10 @@ $(VENV)/runtime: requirements.txt | $(RUN)
 
 $(VENV)/development: requirements-dev.txt $(VENV)/runtime
 	$(RUN) -m pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+$(VENV)/metrics: requirements-metrics.txt | $(RUN)
+	$(RUN) -m pip install --quiet --no-deps --requirement requirements-metrics.txt
 	touch $@
 
 clean:
