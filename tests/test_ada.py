@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 from pathlib import Path
@@ -340,19 +341,26 @@ def test_state_round_trips_in_the_middle_of_an_interval():
     assert float(second.pipe.p) == float(second.probability.p) > 0
 
 
-def test_draws_leave_other_generators_alone():
-    def augmented(names: dict) -> torch.Tensor:
-        plugins = Plugins.create(names)
-        net = torch.nn.Identity()
+@pytest.mark.parametrize("name", ["ada", "apa", "diffaugment"])
+def test_switching_others_on_changes_no_draw(name):
+    def shown(names: list[str]) -> list[torch.Tensor]:
+        plugins, net = Plugins.create({key: {} for key in names}), torch.nn.Identity()
         plugins.setup(Run(G=net, D=net, seed=5))
-        step = Step("Dreal", 64)
-        if "ada" in names:
-            plugins["ada"].pipe.p.fill_(0.5)
-            plugins["ada"].augment(img, step)
-        return plugins["diffaugment"].augment(img, step)
+        for key, p in (("ada", "pipe.p"), ("apa", "adaptive.p")):
+            if key in names:
+                plugins[key].get_buffer(p).fill_(0.5)
+        plugins.observe(Step("Gmain", 64, c=c, img=fakes))
+        step, own = Step("Dreal", 64), []
+        for key in names:
+            both = [plugins[key].real_images(img, c, step)[0], plugins[key].augment(img, step)]
+            own += both if key == name else []
+        return own
 
-    img, before = images(4, 3, 8, 8), torch.get_rng_state()
-    assert torch.equal(augmented({"ada": {}, "diffaugment": {}}), augmented({"diffaugment": {}}))
+    img, fakes, c = images(16, 3, 8, 8), images(16, 3, 8, 8, seed=1), torch.zeros(16, 0)
+    before, alone = torch.get_rng_state(), shown([name])
+    assert not all(torch.equal(out, img) for out in alone)
+    for names in itertools.permutations(["ada", "apa", "diffaugment"]):
+        assert all(map(torch.equal, shown(list(names)), alone))
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from stylegan2_fewshot.apa import APA, overfitting
-from stylegan2_fewshot.plugin import Run, Step
+from stylegan2_fewshot.loss import StyleGAN2Loss
+from stylegan2_fewshot.plugin import Plugins, Run, Step
 
 SIZE = 4  # images per micro-batch
 
@@ -63,6 +64,35 @@ def test_each_micro_batch_gets_its_own_fakes_and_r1_too():
     apa.after_step(Step("end"))
     generate(apa, 8)
     assert apa.real_images(images(0), labels(0), Step("Dreal"))[0].equal(images(8))
+
+
+def test_what_d_is_shown_through_the_loss_with_accumulation():
+    """At p = 1 no real image in the real branch: each micro-batch's own fakes of Gmain, twice."""
+    apa, shown = make(p=1, max_=1), []
+    weight = torch.ones([], requires_grad=True)
+
+    def discriminate(img, c):
+        assert img.flatten(1).eq(c[:, :1]).all()  # a fake's label is its value
+        shown.append(img[0, 0, 0, 0].item())
+        return (img * weight).mean([1, 2, 3])[:, None]
+
+    def synthesize(ws):
+        return ws[:, 0, :, None, None].expand(-1, 3, 2, 2)
+
+    loss = StyleGAN2Loss(
+        torch.device("cpu"),
+        lambda z, c: z[:, None],
+        synthesize,
+        discriminate,
+        Plugins({"apa": apa}),
+        style_mixing_prob=0,
+    )
+    for phase, values in (("Gmain", [5, 6]), ("Dmain", [7, 8]), ("Dreg", [9, 9])):
+        for value in values:
+            z = labels(value)[:, :1]
+            loss.accumulate_gradients(phase, images(0), labels(0), z, labels(value))
+    in_turn = {"Gmain": [5, 6], "Dmain": [7, 5, 8, 6], "Dreg": [5, 6]}
+    assert shown == [value for values in in_turn.values() for value in values]
 
 
 def test_replacement_rate_is_p_and_label_goes_with_image():
@@ -131,6 +161,19 @@ def test_p_stays_within_its_bounds():
         judge(apa, [1.0] * SIZE)
         apa.after_step(Step("end", cur_nimg=8 * iteration))
     assert apa.adaptive.p.item() == pytest.approx(0.7)
+
+
+def test_state_round_trips_in_the_middle_of_an_interval():
+    def train(apa, iterations):
+        for iteration in iterations:
+            judge(apa, [1.0] * SIZE if iteration < 3 else [-1.0] * SIZE)
+            apa.after_step(Step("end", cur_nimg=8 * iteration))
+        return apa
+
+    whole, first, second = (make(kimg=1, target=0.4) for _ in range(3))
+    second.load_state_dict(train(first, range(2)).state_dict())
+    p = [apa.adaptive.p.item() for apa in (train(whole, range(4)), train(second, range(2, 4)))]
+    assert p[0] == p[1] > 0  # the mean of the four is 0.5, that of the last two would be 0
 
 
 @pytest.mark.parametrize(("resumed", "kimg"), [(None, 500), ("source.pkl", 100)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 
 from stylegan2_fewshot import Plugins, Run, _dist
 from stylegan2_fewshot.loss import StyleGAN2Loss
-from training import checkpoint, networks, pickles, training_loop
+from training import checkpoint, networks, pickles, run_log, training_loop
 from training.launch import _free_port, launch
 from training.training_loop import Interrupted, train
 
@@ -70,6 +71,39 @@ def test_a_run_leaves_what_it_should(uninterrupted):
     for key in ("G", "D", "G_ema"):
         assert_same_state(dict(getattr(saved, key).state_dict()), dict(state[key]))
     assert saved.augment_pipe.p == state["plugins"]["ada.probability.p"] > 0
+
+
+class Board(list):
+    """Stands in for TensorBoard's writer."""
+
+    def add_scalar(self, name, value, global_step):
+        self.append((name, value))
+
+    def flush(self):
+        pass
+
+
+def test_p_signals_and_logits_are_in_stats_status_line_and_tensorboard(
+    tiny_options, tmp_path, monkeypatch, capsys
+):
+    board = Board()
+    monkeypatch.setattr(run_log, "_tensorboard", lambda *_: board)
+    train({**tiny_options, "total_kimg": 0.016}, tmp_path, CPU)
+    labels = {
+        "real": "Loss/scores/real",
+        "fake": "Loss/scores/fake",
+        "sign": "Loss/signs/real",
+        "ada_p": "Augment/ada_p",
+        "apa_p": "Augment/apa_p",
+        "apa_signal": "APA/signal",
+    }
+    line = json.loads((tmp_path / "stats.jsonl").read_text().splitlines()[-1])
+    means = {label: line[name]["mean"] for label, name in labels.items()}
+    assert {label: dict(board)[name] for label, name in labels.items()} == means
+    words = re.search("^tick 2 .*$", capsys.readouterr().out, re.MULTILINE)[0].split()
+    assert {k: words[words.index(k) + 1] for k in labels} == {
+        k: f"{mean:.3f}" for k, mean in means.items()
+    }
 
 
 def test_the_choice_of_operations_is_printed_once(tiny_options, tmp_path, capsys):

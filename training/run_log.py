@@ -80,8 +80,10 @@ def status_line(
     shown = {
         "real": "Loss/scores/real",
         "fake": "Loss/scores/fake",
+        "sign": "Loss/signs/real",
         "ada_p": "Augment/ada_p",
         "apa_p": "Augment/apa_p",
+        "apa_signal": "APA/signal",
         "ewc/adv": "EWC/ratio",
     }
     parts += [f"{label} {moments[key].mean:.3f}" for label, key in shown.items() if key in moments]
