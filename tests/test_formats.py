@@ -145,7 +145,7 @@ def test_tensorflow_pickle_holds_no_text_that_ran(tmp_path):
     assert isinstance(pickles.load(tmp_path / "tf.pkl").G, Generator)
 
 
-@pytest.mark.parametrize("c_dim", [0, LABELS])
+@pytest.mark.parametrize("c_dim", [pytest.param(0, marks=pytest.mark.slow), LABELS])
 def test_onnx_gives_the_images(tmp_path, c_dim):
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
@@ -217,9 +217,16 @@ def changed(key, name, tensor):
     return checkpoint(**{key: {n: t for n, t in state.items() if t is not None}})
 
 
+def with_arguments(**kwargs):
+    return checkpoint(init_kwargs={"G": networks()["G"].init_kwargs | kwargs})
+
+
 def with_filter(taps):
-    kwargs = networks()["G"].init_kwargs | {"synthesis_kwargs": {**WIDTH, "resample_filter": taps}}
-    return checkpoint(init_kwargs={"G": kwargs})
+    return with_arguments(synthesis_kwargs={**WIDTH, "resample_filter": taps})
+
+
+def with_mapping(**kwargs):
+    return with_arguments(mapping_kwargs={"num_layers": 2, **kwargs})
 
 
 @pytest.mark.parametrize(
@@ -245,6 +252,7 @@ def with_filter(taps):
         (lambda: checkpoint(latent_avg=torch.zeros(9)), r"G has mapping.w_avg of shape \[9\]"),
         (lambda: checkpoint(init_kwargs={"G": {"img_resolution": 1 << 40}}), "img_resolution is"),
         (lambda: checkpoint(init_kwargs={"G": {"img_resolution": 16}}), "G cannot be built"),
+        (lambda: with_mapping(activation=3), "no working mapping network: .* got 3"),
         (lambda: with_filter([1] * 5000), "lacks tensor 'synthesis.b16.conv0.resample_filter'"),
     ],
 )
@@ -259,6 +267,10 @@ def test_what_does_not_fit_in_a_checkpoint_is_named(tmp_path, make, words):
         (lambda: small_networks({"architecture": "skip"}), "D has architecture 'skip'"),
         (lambda: small_networks((), {"use_noise": False}), "G has use_noise False"),
         (lambda: small_networks((), {"resample_filter": [1, 2, 1]}), "has resample_filter"),
+        (
+            lambda: small_networks({"epilogue_kwargs": {"activation": "relu"}}),
+            "D has activation 'relu'",
+        ),
     ],
 )
 def test_what_rosinality_does_not_know_is_named(tmp_path, nets, words):

@@ -139,15 +139,18 @@ def _foreign(key: str, parts: formats.Parts, limit: int) -> Any:
     net.load_state_dict(parts.tensors, strict=False)
     net.eval().requires_grad_(False)
     if parts.lacks_mean:
-        net.mapping.w_avg.copy_(_mean_w(net.mapping))
+        net.mapping.w_avg.copy_(_mean_w(key, net.mapping))
     return net
 
 
-def _mean_w(mapping: Any) -> Tensor:
+def _mean_w(key: str, mapping: Any) -> Tensor:
     """Return the mean of w over 4096 latents, the same ones at every call."""
     rng = torch.Generator().manual_seed(0)
     latents = (torch.randn(64, mapping.z_dim, generator=rng) for _ in range(64))
-    return torch.stack([mapping(z, None)[:, 0].mean(0) for z in latents]).mean(0)
+    try:
+        return torch.stack([mapping(z, None)[:, 0].mean(0) for z in latents]).mean(0)
+    except Exception as error:  # as above: the arguments are a file's
+        raise PickleError(f"{key} has no working mapping network: {one_line(error)}") from None
 
 
 def _build(key: str, record: object, limit: int) -> Any:

@@ -6,8 +6,10 @@ numbers are those of the original's networks under other names, with dimensions 
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,9 +30,9 @@ _Names = Iterator[tuple[str, str, int, int]]  # ours, theirs, dimensions of 1 be
 
 
 def _names(key: str, resolution: int, num_layers: int) -> _Names:
-    return (
-        _discriminator_names(resolution) if key == "D" else _generator_names(resolution, num_layers)
-    )
+    if key == "D":
+        return _discriminator_names(resolution)
+    return _generator_names(resolution, num_layers)
 
 
 def _depth(state: Mapping[str, Tensor]) -> int:
@@ -226,24 +228,22 @@ def _written(key: str, net: nn.Module) -> dict[str, Tensor]:
     return state | {name: kernel * factor for name, factor in _kernel_names(key, resolution)}
 
 
-def _options(net: nn.Module) -> dict[str, Any]:
-    """Return the arguments of a network and its parts side by side."""
-    own = dict(net.init_kwargs)
-    for group in ("synthesis_kwargs", "block_kwargs", "mapping_kwargs", "epilogue_kwargs"):
-        own = {**(own.pop(group, None) or {}), **own}
-    return own
+def _arguments(net: nn.Module) -> Iterator[dict[str, Any]]:
+    """Yield the arguments of a network, then those of its parts."""
+    yield net.init_kwargs
+    for part in ("synthesis_kwargs", "block_kwargs", "mapping_kwargs", "epilogue_kwargs"):
+        yield net.init_kwargs.get(part) or {}
 
 
 def _refuse(key: str, net: nn.Module) -> None:
     """Raise unless rosinality's networks can hold this one's tensors and compute what it does."""
-    own = _options(net)
     wanted: dict[str, Any] = dict(c_dim=0, img_channels=3, activation="lrelu")
     wanted |= dict(resample_filter=list(TAPS), architecture="resnet", mbstd_num_channels=1)
     if key != "D":
-        wanted |= dict(architecture="skip", w_dim=own["z_dim"], layer_features=own["w_dim"])
-        wanted |= dict(lr_multiplier=0.01, use_noise=True)
-    for name, only in wanted.items():
-        have = own.get(name)
+        width = dict(w_dim=net.z_dim, layer_features=net.w_dim)
+        wanted |= dict(**width, architecture="skip", lr_multiplier=0.01, use_noise=True)
+    for arguments, (name, only) in itertools.product(_arguments(net), wanted.items()):
+        have = arguments.get(name)
         if have is not None and (list(have) if isinstance(have, tuple) else have) != only:
             raise ValueError(
                 f"{key} has {name} {have!r}; rosinality's networks know {only!r} alone, "
@@ -255,7 +255,7 @@ def _refuse(key: str, net: nn.Module) -> None:
 
 def _unknown_there(networks: Mapping[str, nn.Module]) -> Iterator[str]:
     """Yield the settings that the tensors do not tell, and the classes there do not take."""
-    G, D = _options(networks["G_ema"]), _options(networks["D"])
+    G, D = (ChainMap(*_arguments(networks[key])) for key in ("G_ema", "D"))
     if G.get("conv_clamp") or D.get("conv_clamp"):
         yield "conv_clamp"
     if (group := D.get("mbstd_group_size", 4)) != 4:
