@@ -130,8 +130,8 @@ def _skeleton(
 ) -> torch.nn.Module:
     """Construct a network without memory, and see that `tensors` are just the ones it takes."""
     cls = _CLASSES[key]
-    plain = {k: v for k, v in kwargs.items() if k != filter_bank.KEY or cls is not Generator}
     try:
+        plain = {k: v for k, v in kwargs.items() if k != filter_bank.KEY or cls is not Generator}
         given = inspect.signature(cls).bind(*args, **plain).arguments
         _refuse_depth(given, len(tensors))
         with torch.device("meta"):
