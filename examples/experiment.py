@@ -6,26 +6,30 @@ that the same experiment again goes on where it was interrupted, and finished ru
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from metrics import results  # noqa: E402
+from stylegan2_fewshot.files import replacing, write_text  # noqa: E402
 from training import pickles  # noqa: E402
 from training.dataset import ImageDataset  # noqa: E402
 from training.training_loop import BEST_FILE, is_finished  # noqa: E402
@@ -46,8 +50,9 @@ class Trial:
     seed: int = 0
 
     def folder(self, out: Path) -> Path:
-        """Return the `--outdir` of the run."""
-        return out / self.method.replace(" ", "").replace("+", "-").lower() / f"seed{self.seed}"
+        """Return the `--outdir` of the run; other options have another one."""
+        digest = hashlib.sha256(self.options.encode()).hexdigest()[:6]
+        return out / slug(self.method) / f"seed{self.seed}-{digest}"
 
     def command(self, out: Path) -> str:
         """Return the command line, without `python`."""
@@ -68,6 +73,11 @@ class Trial:
         """Return the directory of the finished run, or None."""
         done = [run for run in sorted((ROOT / self.folder(out)).glob("0*")) if is_finished(run)]
         return done[-1] if done else None
+
+
+def slug(name: str) -> str:
+    """Return a name as folders and options spell it: `EWC + APA` as `ewc-apa`."""
+    return name.replace(" ", "").replace("+", "-").lower()
 
 
 def run(command: str, log: Path, threads: int | None = None) -> None:
@@ -159,6 +169,11 @@ def last_and_best(run_dir: Path, judge: str) -> tuple[dict[str, float], dict[str
     return _at(found, last["kimg"]), _at(found, best["kimg"])
 
 
+def values(found: Mapping[str, list[dict]]) -> dict[str, float]:
+    """Return all values of the last results of every metric, as `results.read` gives them."""
+    return {k: v for lines in found.values() for k, v in lines[-1]["results"].items()}
+
+
 def _at(found: Mapping[str, list[dict]], kimg: float) -> dict[str, float]:
     at_kimg = (line for lines in found.values() for line in lines if line["kimg"] == kimg)
     return {"kimg": kimg, **{k: v for line in at_kimg for k, v in line["results"].items()}}
@@ -197,3 +212,53 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def save_figure(path: Path, size: tuple[float, float], draw: Callable[[Any], None]) -> None:
+    """Write a plot as PNG.
+
+    Args:
+        path: File to write.
+        size: Width and height in inches.
+        draw: Draws into the matplotlib figure that it is given.
+    """
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure)
+    with replacing(path) as stream:
+        figure.savefig(stream, dpi=120, format="png")
+
+
+def publish(document: Path, section: str, text: str) -> None:
+    """Put text into a document, between the marks of a section, in place of what is there.
+
+    Args:
+        document: Markdown file; all that stands outside of the section stays.
+        section: Name in the marks; they are added at the end where they are missing.
+        text: New content.
+    """
+    begin, end = (f"<!-- {mark}: {section} -->" for mark in ("begin", "end"))
+    old = document.read_text() if document.exists() else ""
+    head, _, rest = old.partition(begin)
+    tail = rest.partition(end)[2] or "\n"
+    write_text(document, f"{head}{begin}\n{text.strip()}\n{end}{tail}")
+
+
+def choice(known: Iterable[str]) -> Callable[[Any, Any, str], list[str]]:
+    """Return a callback for an option that takes some of the `known` names, in their order."""
+    names = {slug(name): name for name in known}
+
+    def chosen(ctx: click.Context, param: click.Parameter, value: str) -> list[str]:
+        asked = value.split(",")
+        if unknown := [name for name in asked if name not in names]:
+            raise click.BadParameter(f"{unknown[0]} is none of {', '.join(names)}")
+        return [name for key, name in names.items() if key in asked]
+
+    return chosen
+
+
+def numbers(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
+    """Return the seeds that an option names, as `0,1,2`."""
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f"must be numbers with commas between, got {value}") from error

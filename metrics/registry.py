@@ -168,6 +168,7 @@ METRICS = {
     "fid5k_full": replace(_FID, num_fakes=5_000),
     "fd5k_full": replace(_FD, num_fakes=5_000),
     "kid5k_full": replace(_KID, function=_kernel_of_few, num_fakes=5_000),
+    "kid1k_full": replace(_KID, function=_kernel_of_few, num_fakes=1_000),
     "pr5k3_full": replace(_PR, num_fakes=5_000),
     "dc5k5_full": replace(_DC, num_fakes=5_000),
     "is5k": replace(_IS, num_fakes=5_000),

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from torch.torch_version import TorchVersion
+from . import runtime
 
 _FILES = ("train.py", "training/training_loop.py", "torch_utils/misc.py", "dnnlib/util.py")
 
@@ -27,8 +26,8 @@ class Host:
     """
 
     path: Path
-    train: ModuleType
-    loop: ModuleType
+    train: Any
+    loop: Any
 
     def module(self, name: str) -> Any:
         """Import one of the checkout's modules."""
@@ -57,7 +56,10 @@ def open_checkout(path: Path) -> Host:
         )
     if str(path) not in sys.path[:1]:
         sys.path.insert(0, str(path))
-    _provide_parse_version()
+    # No __pycache__ in the checkout, also not from the processes that load images.
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    runtime.provide_parse_version()
     try:
         train = importlib.import_module("train")
     except ImportError as error:
@@ -65,12 +67,3 @@ def open_checkout(path: Path) -> Host:
     if Path(train.__file__ or "").resolve() != path / "train.py":
         raise ValueError(f"{path}: another train.py, {train.__file__}, has been imported before")
     return Host(path, train, importlib.import_module("training.training_loop"))
-
-
-def _provide_parse_version() -> None:
-    """Stand in for pkg_resources, which setuptools has left out since its version 82, and of which
-    stylegan3 imports one function."""
-    if "pkg_resources" not in sys.modules and importlib.util.find_spec("pkg_resources") is None:
-        module: Any = ModuleType("pkg_resources")
-        module.parse_version = TorchVersion
-        sys.modules["pkg_resources"] = module

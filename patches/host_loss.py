@@ -8,23 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylegan2_fewshot import Plugin, Plugins, Run, Step
+from stylegan2_fewshot import Plugins, Run, Step, _dist
 from stylegan2_fewshot.loss import StyleGAN2Loss
-from stylegan2_fewshot.plugin import find
 
-_OF_NO_EFFECT = ("pl_no_weight_grad", "blur_fade_kimg", "with_dataaug")  # speed; or another's part
-
-
-class HostPipe(Plugin):
-    """The host's own augmentation pipe, in its place among the plugins."""
-
-    def __init__(self, pipe: torch.nn.Module) -> None:
-        super().__init__()
-        self.pipe = pipe
-
-    def augment(self, img: Tensor, step: Step) -> Tensor:
-        augmented: Tensor = self.pipe(img)
-        return augmented
+# What hosts say to their own losses: about their augmentation, about speed, and stylegan3's blur.
+_OF_NO_EFFECT = ("augment_pipe", "with_dataaug", "pl_no_weight_grad", "blur_init_sigma")
 
 
 class HostLoss(StyleGAN2Loss):
@@ -33,11 +21,10 @@ class HostLoss(StyleGAN2Loss):
     Args:
         device: Where the networks are.
         D: The discriminator.
-        plugins: Constructor arguments by name; None stands for the host's own augmentation.
+        plugins: Constructor arguments by name.
         G: The generator (stylegan3), or
         G_mapping: its first part, and
         G_synthesis: its second one.
-        augment_pipe: The host's own augmentation, if it is on.
         settings: Arguments of `stylegan2_fewshot.loss.StyleGAN2Loss`.
     """
 
@@ -45,25 +32,16 @@ class HostLoss(StyleGAN2Loss):
         self,
         device: torch.device,
         D: Callable[..., Tensor],
-        plugins: Mapping[str, Mapping[str, Any] | None],
+        plugins: Mapping[str, Mapping[str, Any]],
         G: Any = None,
         G_mapping: Callable[..., Tensor] | None = None,
         G_synthesis: Callable[..., Tensor] | None = None,
-        augment_pipe: torch.nn.Module | None = None,
         **settings: Any,
     ) -> None:
-        if settings.pop("blur_init_sigma", 0):
-            raise ValueError("blur_init_sigma: only --cfg=stylegan2 can be trained")
         for name in _OF_NO_EFFECT:
             settings.pop(name, None)
         mapping = G_mapping or _updating_as_before(G.mapping)
-        chosen = Plugins(
-            {
-                name: HostPipe(augment_pipe) if options is None else find(name)(**options)
-                for name, options in plugins.items()
-                if options is not None or augment_pipe is not None
-            }
-        )
+        chosen = Plugins.create(plugins)
         super().__init__(device, mapping, G_synthesis or G.synthesis, D, chosen, **settings)
         self.batch_size = 0
         self._fixed: dict[str, list[torch.nn.Parameter]] = {"G": [], "D": []}
@@ -73,23 +51,24 @@ class HostLoss(StyleGAN2Loss):
         """Set the plugins up, and note what they leave untrained.
 
         Raises:
-            ValueError: A plugin changes the parameters, whose optimizers and averages are the
-                host's, or leaves none to train.
+            ValueError: A plugin changes the networks, of which the host has already made G_ema,
+                or leaves none of their parameters to train.
         """
-        before = _parameters(run)
         self.batch_size = run.batch_size
+        nets = {"G": run.G, "D": run.D}
+        before = _parts(nets)
         self.plugins.setup(run)
-        if _parameters(run) != before:
-            names = ", ".join(self.plugins)
+        if _parts(nets) != before:
             raise ValueError(
-                f"{names}: one of them adds parameters to the networks, which the checkout's loop "
-                "cannot take; train with this project's own train.py"
+                f"{', '.join(self.plugins)}: a method that changes the networks is not possible in "
+                "a checkout, whose loop has built upon them; use this project's own train.py"
             )
-        for net, named in before.items():
-            fixed = [p for name, p in named.items() if not self.plugins.trainable(net, name)]
-            if len(fixed) == len(named):
+        _dist.broadcast_(self.plugins.state_dict().values())
+        for net, module in nets.items():
+            named = list(module.named_parameters())
+            self._fixed[net] = [p for name, p in named if not self.plugins.trainable(net, name)]
+            if len(self._fixed[net]) == len(named):
                 raise ValueError(f"no parameter of {net} is left to train; freeze fewer layers")
-            self._fixed[net] = fixed
 
     def accumulate_gradients(
         self,
@@ -128,5 +107,11 @@ def _updating_as_before(mapping: Callable[..., Tensor]) -> Callable[..., Tensor]
     return call
 
 
-def _parameters(run: Run) -> dict[str, dict[str, torch.nn.Parameter]]:
-    return {"G": dict(run.G.named_parameters()), "D": dict(run.D.named_parameters())}
+def _parts(nets: Mapping[str, torch.nn.Module]) -> list[tuple[str, int]]:
+    """Return the names and identities of all that networks consist of."""
+    parts = [
+        part
+        for net in nets.values()
+        for part in (*net.named_modules(), *net.named_parameters(), *net.named_buffers())
+    ]
+    return [(name, id(part)) for name, part in parts]

@@ -2,26 +2,29 @@
 
 Nothing is written to the checkout. Every function looks first whether its patch is needed in this
 process, and returns a line for the user where it has applied it. The docstrings give the reason
-and the versions; "seen" means that the trouble was met there.
+and the versions; "met on" names one where the trouble was seen.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import sys
 import time
-import warnings
 from collections.abc import Callable
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as td
+from torch.torch_version import TorchVersion
 
-from stylegan2_fewshot import warp
-
-from .host import Host
 from .overlay import replace
 
-Patch = Callable[[Host, torch.device], "str | None"]
+if TYPE_CHECKING:
+    from .host import Host
+
+Patch = Callable[["Host", torch.device, int], "str | None"]
 PATCHES: list[Patch] = []
 
 
@@ -31,68 +34,59 @@ def patch(function: Patch) -> Patch:
     return function
 
 
-def apply(host: Host, device: torch.device) -> list[str]:
+def apply(host: Host, device: torch.device, processes: int) -> list[str]:
     """Apply what is needed in this process; return a line for each."""
-    lines = ((change.__name__, change(host, device)) for change in PATCHES)
+    lines = ((change.__name__, change(host, device, processes)) for change in PATCHES)
     return [f"{name}: {line}" for name, line in lines if line]
 
 
 @patch
-def sampler(host: Host, device: torch.device) -> str | None:
-    """The host's sampler hands its data set to the constructor of `torch.utils.data.Sampler`,
-    which is that of `object` by now and takes none. Seen on torch 2.13."""
+def parse_version(host: Host, device: torch.device, processes: int) -> str | None:
+    """Every torch: stylegan3 imports `pkg_resources.parse_version`, and setuptools has left
+    pkg_resources out since its version 82. It has to stand in before stylegan3 is imported."""
+    stands_in = getattr(sys.modules.get("pkg_resources"), "__spec__", None) is None
+    return "pkg_resources is stood in for" if stands_in and host.name == "stylegan3" else None
+
+
+def provide_parse_version() -> None:
+    """Stand in for pkg_resources where it is not installed."""
+    if "pkg_resources" not in sys.modules and importlib.util.find_spec("pkg_resources") is None:
+        module: Any = ModuleType("pkg_resources")
+        module.parse_version = TorchVersion
+        sys.modules["pkg_resources"] = module
+
+
+@patch
+def sampler(host: Host, device: torch.device, processes: int) -> str | None:
+    """torch without a constructor of its own in `torch.utils.data.Sampler` (met on 2.13): the
+    host's sampler hands its data set to it, and `object`'s takes none."""
     if "__init__" in vars(torch.utils.data.Sampler):
         return None
 
     def init(self: Any, data_source: Any = None) -> None:
         pass
 
-    torch.utils.data.Sampler.__init__ = init  # type: ignore[method-assign, assignment]
+    torch.utils.data.Sampler.__init__ = init  # type: ignore[method-assign]
     return "torch's sampler takes a data set again, and ignores it"
 
 
 @patch
-def convolution(host: Host, device: torch.device) -> str | None:
-    """Outside torch 1.7 to 1.9 the host's convolution does what torch's own does, after a warning
-    at every call; torch's has had second derivatives ever since."""
-    gradfix = host.module("torch_utils.ops.conv2d_gradfix")
-    if host.name == "stylegan3":
+def convolution(host: Host, device: torch.device, processes: int) -> str | None:
+    """torch 1.10 and newer, on a GPU: the host's convolution does what torch's own does, which has
+    second derivatives, but warns at every call. stylegan3's does not warn."""
+    if device.type == "cpu" or host.name == "stylegan3" or TorchVersion(torch.__version__) < "1.10":
         return None
-    gradfix._should_use_custom_op = lambda input: False
+    host.module("torch_utils.ops.conv2d_gradfix")._should_use_custom_op = lambda input: False
     return "convolutions are torch's own"
 
 
 @patch
-def grid_sample(host: Host, device: torch.device) -> str | None:
-    """ADA with R1 differentiates `grid_sample` twice. The host's remedy is for torch 1.7 to 1.9,
-    stylegan3's for 1.11 and 1.12; outside, they warn at every call or fail. Seen on torch 2.13."""
-    gradfix = host.module("torch_utils.ops.grid_sample_gradfix")
-    if _differentiates_twice(gradfix):
-        return None
-    gradfix.grid_sample = warp._lookup
-    return "grid_sample has a second derivative"
-
-
-def _differentiates_twice(gradfix: Any) -> bool:
-    image = torch.ones(1, 1, 2, 2, requires_grad=True)
-    was, gradfix.enabled = gradfix.enabled, True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            value = gradfix.grid_sample(image, torch.zeros(1, 1, 1, 2)).square().sum()
-            (slope,) = torch.autograd.grad(value, [image], create_graph=True)
-            slope.sum().backward()  # type: ignore[no-untyped-call]
-    except (RuntimeError, TypeError, UserWarning):
-        return False
-    finally:
-        gradfix.enabled = was
-    return True
-
-
-@patch
-def summary(host: Host, device: torch.device) -> str | None:
+def summary(host: Host, device: torch.device, processes: int) -> str | None:
     """Every torch: the table of layers feeds uninitialised memory through G while it trains, and
-    what that gives, NaN at times, enters the running mean of w."""
+    what that gives, NaN at times, enters the running mean of w. stylegan3's mapping keeps it out.
+    """
+    if host.name == "stylegan3":
+        return None
     printed = host.loop.misc.print_module_summary
 
     def print_module_summary(module: Any, inputs: Any, **kwargs: Any) -> Any:
@@ -106,20 +100,18 @@ def summary(host: Host, device: torch.device) -> str | None:
 
 
 @patch
-def buffers(host: Host, device: torch.device) -> str | None:
-    """DistributedDataParallel left off handing out the first process's buffers where
-    `broadcast_buffers` is false, so noise would differ between processes. Seen on torch 2.13; it
-    also takes no `device_ids` on the CPU."""
-    from torch.distributed import utils
-
-    known = inspect.signature(utils._sync_module_states).parameters
-    if host.name == "stylegan3" or "broadcast_buffers" not in known:
+def buffers(host: Host, device: torch.device, processes: int) -> str | None:
+    """torch 2 (met on 2.13): DistributedDataParallel no longer hands out the first
+    process's buffers where `broadcast_buffers` is false, and noise would differ between processes.
+    Every torch, on the CPU: it takes no `device_ids`. stylegan3 does without it."""
+    if processes == 1 or host.name == "stylegan3":
         return None
+    parallel = torch.nn.parallel.DistributedDataParallel
+    renamed = "forward_sync_buffers" in inspect.signature(parallel).parameters
 
-    def wrap(module: Any, device_ids: Any, **kwargs: Any) -> Any:
-        wrapped = torch.nn.parallel.DistributedDataParallel(
-            module, device_ids=None if device.type == "cpu" else device_ids, **kwargs
-        )
+    def wrap(module: Any, device_ids: Any, broadcast_buffers: bool) -> Any:
+        kept: Any = {"forward_sync_buffers" if renamed else "broadcast_buffers": broadcast_buffers}
+        wrapped = parallel(module, device_ids=None if device.type == "cpu" else device_ids, **kept)
         for buffer in module.buffers():
             td.broadcast(buffer, src=0)
         return wrapped
@@ -129,12 +121,13 @@ def buffers(host: Host, device: torch.device) -> str | None:
 
 
 @patch
-def processor(host: Host, device: torch.device) -> str | None:
-    """Every torch: the host's loop asks CUDA for its device, times, memory and pinned memory."""
+def processor(host: Host, device: torch.device, processes: int) -> str | None:
+    """Every torch, on the CPU: the host's loop asks CUDA for its device, times and memory."""
     if device.type != "cpu":
         return None
     torch.set_flush_denormal(True)
-    torch.Tensor.pin_memory = lambda self, *_: self  # type: ignore[method-assign, assignment]
+    torch.set_num_threads(max(torch.get_num_threads() // processes, 1))
+    torch.Tensor.pin_memory = lambda self, *_: self  # type: ignore[method-assign]
     for module in (host.loop, host.train):
         replace(module, "torch.device", lambda *_: torch.device("cpu"))
     replace(host.loop, "torch.cuda.Event", Stopwatch)

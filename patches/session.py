@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import copy
 import pickle
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ from typing import Any
 import torch
 
 from stylegan2_fewshot import Run, stats
+from stylegan2_fewshot.files import replacing
 from stylegan2_fewshot.plugin import load_external
 
 from . import runtime
 from .host import Host, open_checkout
 from .host_loss import HostLoss
-from .overlay import replace
+from .overlay import Overlay, replace
 
 END = "Gema"  # what the host's loop calls, for the profiler, its update of G_ema
+HOSTS_OWN = ("Loss", "Progress", "Timing", "Resources")  # statistics that are not our methods'
 
 
 class Worker:
@@ -38,8 +41,10 @@ class Worker:
         return Worker, self._arguments
 
     def __call__(self, rank: int, *args: Any, **kwargs: Any) -> None:
+        """Train; a user's mistake is one line and exit status 2 in every process."""
+        options = next(value for value in (*args, *kwargs.values()) if hasattr(value, "num_gpus"))
         device = torch.device(self._device, *([rank] if self._device == "cuda" else []))
-        patched = runtime.apply(self._host, device)
+        patched = runtime.apply(self._host, device, options.num_gpus)
         loop = self._host.loop.training_loop
 
         def training_loop(rank: int, **options: Any) -> None:
@@ -49,7 +54,11 @@ class Worker:
             loop(rank=rank, **options)
 
         self._host.loop.training_loop = training_loop
-        self._run(rank, *args, **kwargs)
+        try:
+            self._run(rank, *args, **kwargs)
+        except ValueError as error:
+            print(f"Error: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from None
 
 
 class Session:
@@ -70,8 +79,12 @@ class Session:
         self._source: str | None = None
         self._construct = host.module("dnnlib").util.construct_class_by_name
         self._label = torch.autograd.profiler.record_function
+        self._copy = host.module("torch_utils.misc").copy_params_and_buffers
+        self._collector = host.module("torch_utils.training_stats").Collector
         replace(host.loop, "dnnlib.util.construct_class_by_name", self._constructed)
         replace(host.loop, "torch.autograd.profiler.record_function", self._labelled)
+        replace(host.loop, "misc.copy_params_and_buffers", self._resumed)
+        replace(host.loop, "training_stats.Collector", self._collecting)
         replace(host.loop, "pickle.dump", self._dumped)
         stats.report = host.module("torch_utils.training_stats").report
 
@@ -87,6 +100,28 @@ class Session:
         if label == END:
             self._loss.end_iteration()
         return self._label(label)
+
+    def _resumed(self, source: Any, module: Any, require_all: bool = False) -> None:
+        """Copy the source's weights, all of them: the host itself would drop what does not fit."""
+        theirs, ours = _shapes(source), _shapes(module)
+        if differing := sorted(key for key, _ in theirs.items() ^ ours.items()):
+            raise ValueError(
+                f"--resume={self._options['resume_pkl']}: the source and the network of these "
+                f"options differ in {differing[0]} and {len(differing) - 1} others; "
+                "choose --cfg, --map-depth, --cbase, --cmax and --zdim as the source has them"
+            )
+        self._copy(source, module, require_all=require_all)
+
+    def _collecting(self, *args: Any, **kwargs: Any) -> Any:
+        collector = self._collector(*args, **kwargs)
+        return Overlay(collector, as_dict=lambda: self._shown(collector.as_dict()))
+
+    def _shown(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Print what the methods have reported in a tick, other than by layer."""
+        names = [n for n in values if n.count("/") == 1 and n.partition("/")[0] not in HOSTS_OWN]
+        if names and self._rank == 0:
+            print(*(f"{name} {values[name]['mean']:.4g}" for name in names), sep="   ")
+        return values
 
     def _dumped(self, content: Any, file: Any) -> None:
         pickle.dump(content, file)
@@ -118,8 +153,8 @@ class Session:
         """Return the path of a network, which the host has downloaded."""
         if url is None:
             return None
-        path: str = self._host.module("dnnlib").util.open_url(url, return_filename=True)
-        return path
+        path = self._host.module("dnnlib").util.open_url(url, return_filename=True)
+        return str(Path(path).resolve())
 
     @contextlib.contextmanager
     def _weights_of(self, run: Run, source: str | None) -> Iterator[None]:
@@ -130,17 +165,15 @@ class Session:
             return
         if not Path(source).is_file():
             raise ValueError(f"{source}: the network that this training began with is not there")
-        nets = {"G": run.G, "D": run.D}
-        adapted = {
-            k: {n: t.clone() for n, t in net.state_dict().items()} for k, net in nets.items()
-        }
         with open(source, "rb") as file:
             loaded = self._host.module("legacy").load_network_pkl(file)
-        for key, net in nets.items():
-            self._host.module("torch_utils.misc").copy_params_and_buffers(loaded[key], net)
+        nets = {"G": run.G, "D": run.D}
+        adapted = {name: copy.deepcopy(net.state_dict()) for name, net in nets.items()}
+        for name, net in nets.items():
+            self._copy(loaded[name], net)
         yield
-        for key, net in nets.items():
-            net.load_state_dict(adapted[key])
+        for name, net in nets.items():
+            net.load_state_dict(adapted[name])
 
     def _restore(self, kept: Mapping[str, Any]) -> None:
         """Take over the state of the plugins that are on, as far as they were on before."""
@@ -155,26 +188,28 @@ class Session:
             print(f"The plugins go on from {kept['cur_nimg'] / 1000:.1f} kimg")
 
     def _save(self, snapshot: Path) -> None:
-        """Write the plugins' state beside a snapshot, complete or not at all."""
+        """Write the plugins' state beside a snapshot."""
         content = {
             "plugins": self._loss.plugins.state_dict(),
             "pl_mean": self._loss.pl_mean,
             "cur_nimg": self._loss.cur_nimg,
             "source": self._source,
         }
-        path = state_file(snapshot)
-        temporary = path.with_name(f"{path.name}.part")
-        with temporary.open("wb") as file:
+        with replacing(state_file(snapshot)) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
 
 
 def state_file(snapshot: Path) -> Path:
     """Return where the plugins' state belongs: network-snapshot-000002.pkl, plugins-000002.pt."""
     number = re.sub(r"^network-snapshot-", "", snapshot.stem)
     return snapshot.with_name(f"plugins-{number}.pt")
+
+
+def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of weights by name; in a layer that Freeze-D has frozen, and in some of
+    the constants, they are no parameters."""
+    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    return {k: v for k, v in shapes.items() if k.endswith(("weight", "bias", "const"))}
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from stylegan2_fewshot import Plugins
-from stylegan2_fewshot.options import (
-    Mistake,
-    PluginCommand,
-    PluginOption,
-    all_options,
-    augmentations,
-    describe,
-    parse,
-)
+from stylegan2_fewshot.options import Mistake, PluginCommand, all_options, describe, parse
 
 from .host import Host, open_checkout
 from .session import Worker
@@ -28,8 +21,8 @@ USAGE = (
     "usage: python -m patches.stylegan2_ada CHECKOUT train OPTIONS; --help after train lists them"
 )
 LOSS = "patches.host_loss.HostLoss"
-SHARED = ("p", "target", "augpipe")  # the host's where the augmentation is, ours otherwise
 COUNT = click.IntRange(min=1)
+AUG = click.Option(["--aug"], help="noaug, or augmentations in order, as ada,apa.")
 OWN = [
     click.Option(["--device"], type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
     click.Option(["--plugin"], multiple=True, help="A method of yours, as package.module:Class."),
@@ -49,53 +42,47 @@ PLACES: dict[str, tuple[str, ...]] = {
 
 
 class HostCommand(PluginCommand):
-    """The host's command with our options beside its own; where both have one, the host's."""
+    """The host's command with our options beside its own; what names a method of ours is ours."""
 
     def __init__(self, host: Host) -> None:
         theirs: click.Command = host.train.main
         names = {param.name for param in theirs.params}
+        kept = [AUG if p.name == "aug" else p for p in theirs.params if p.name not in all_options()]
         own = [option for option in OWN if option.name not in names]
-        # --aug names several, and some that the host does not know.
-        params = [_Aug() if param.name == "aug" else param for param in theirs.params]
         callback = click.pass_context(lambda ctx, **values: _train(host, ctx, values))
-        super().__init__("train", params=[*params, *own], callback=callback, help=theirs.help)
-        self._hosts = names
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return the host's parameters, then ours."""
-        if __name__ not in ctx.meta:  # click tells parameters apart by identity
-            options = [claims[0] for key, claims in all_options().items() if key not in self._hosts]
-            ctx.meta[__name__] = [PluginOption(option) for option in options]
-        return [*click.Command.get_params(self, ctx), *ctx.meta[__name__]]
-
-
-class _Aug(click.Option):
-    def __init__(self) -> None:
-        text = "noaug, or augmentations in order, as ada,apa  [default: the checkout's own]"
-        super().__init__(["--aug"], help=text)
+        super().__init__("train", params=[*kept, *own], callback=callback, help=theirs.help)
 
 
 def _train(host: Host, ctx: click.Context, values: dict[str, Any]) -> None:
     """Run the host's own command with what is its own, and hand the rest to our loss."""
     if host.name == "stylegan3" and values["cfg"] != "stylegan2":
-        raise ValueError(f"--cfg={values['cfg']}: only --cfg=stylegan2 has our networks' losses")
-    if values.pop("with_dataaug", None):
+        raise ValueError(f"--cfg={values['cfg']}: only --cfg=stylegan2 has the losses of ours")
+    if values.get("with_dataaug"):
         raise ValueError("--with-dataaug: use --aug=ada,apa, where each has its own probability")
-    device = _device(values.pop("device"))
-    external = tuple(values.pop("plugin"))
-    changes = {key: values.pop(key) for key in PLACES if key not in _names(host)}
-    plugins, theirs, words = _divide(host, ctx, values)
+    values["aug"] = values["aug"] or ("apa" if host.name == "DeceiveD" else "ada")
+    methods = {key: values.pop(key) for key in [*values] if key == "aug" or key in all_options()}
+    plugins = parse(methods)
+    Plugins.create(plugins)  # a constructor refuses what it cannot do
+    hosts = {param.name for param in host.train.main.params}
+    theirs = {key: values.pop(key) for key in [*values] if key in hosts}
+    device = _device(values["device"])
+    if device == "cpu":
+        theirs["fp32"] = True
 
     def amend(options: Any) -> None:
-        _amend(options, plugins, {k: v for k, v in changes.items() if v is not None}, device)
+        loss = {"class_name": LOSS, "plugins": plugins}
+        options["loss_kwargs"] = {**options["loss_kwargs"], **loss}
+        options["data_loader_kwargs"]["pin_memory"] = device == "cuda"
+        for key, places in PLACES.items():
+            for place in places if values.get(key) else ():
+                _put(options, place, values[key])
 
-    _intercept(host, amend, words)
-    host.train.subprocess_fn = Worker(str(host.path), device, external)
-    ctx.invoke(host.train.main, **theirs)
-
-
-def _names(host: Host) -> set[str]:
-    return {param.name for param in host.train.main.params}
+    _intercept(host, amend, describe(methods))
+    host.train.subprocess_fn = Worker(str(host.path), device, tuple(values["plugin"]))
+    try:
+        ctx.invoke(host.train.main, **theirs, aug="noaug")
+    except ProcessExitedException as ended:
+        raise SystemExit(ended.exit_code) from None
 
 
 def _device(name: str) -> str:
@@ -106,40 +93,9 @@ def _device(name: str) -> str:
     return name
 
 
-def _divide(
-    host: Host, ctx: click.Context, values: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Return our plugins with their arguments, the host's options, and words for the run's name.
-
-    ADA with an adaptive or a fixed probability is the host's own, except in DeceiveD, which has
-    APA instead; so there all augmentations are ours.
-    """
-    own = () if host.name == "DeceiveD" else ("ada", "fixed")
-    names = augmentations(values["aug"] or ("ada" if own else "apa"))
-    theirs = [name for name in names if name in own]
-    if len(theirs) > 1:
-        raise ValueError(f"--aug={values['aug']}: the checkout has one p; leave ada or fixed out")
-    ours = ",".join(name for name in names if name not in theirs) or "noaug"
-    mine: dict[str, Any] = {"aug": ours}
-    rest: dict[str, Any] = {"aug": theirs[0] if theirs else "noaug"}
-    for key, value in values.items():
-        is_given = ctx.get_parameter_source(key) is click.core.ParameterSource.COMMANDLINE
-        if (
-            key in all_options()
-            and is_given
-            and (key not in _names(host) or (key in SHARED and not theirs))
-        ):
-            mine[key] = value
-        elif key in _names(host) and key != "aug":
-            rest[key] = value
-    plugins: dict[str, Any] = parse(mine)
-    Plugins.create(plugins)  # a constructor refuses what it cannot do
-    order = {name: plugins.pop(name, None) for name in names}
-    return {**order, **plugins}, rest, [word for word in describe(mine) if word != "noaug"]
-
-
 def _intercept(host: Host, amend: Callable[[Any], None], words: list[str]) -> None:
-    """Amend the options that the host's command makes, before it prints and uses them."""
+    """Amend the options that the host's command makes, and the run's name, before it prints and
+    uses them."""
     if host.name == "stylegan3":
         launch = host.train.launch_training
 
@@ -154,32 +110,9 @@ def _intercept(host: Host, amend: Callable[[Any], None], words: list[str]) -> No
     def setup_training_loop_kwargs(**kwargs: Any) -> tuple[str, Any]:
         desc, options = make(**kwargs)
         amend(options)
-        return "-".join([desc, *words]), options
+        return "-".join([desc.replace("-noaug", ""), *words]), options
 
     host.train.setup_training_loop_kwargs = setup_training_loop_kwargs
-
-
-def _amend(
-    options: Any, plugins: Mapping[str, Any], changes: Mapping[str, Any], device: str
-) -> None:
-    """Put our loss, and what else was asked for, into the options of the host's loop."""
-    options["loss_kwargs"] = {
-        **options["loss_kwargs"],
-        "class_name": LOSS,
-        "plugins": dict(plugins),
-    }
-    for key, value in changes.items():
-        for place in PLACES[key]:
-            _put(options, place, value)
-    if device == "cpu":
-        options["data_loader_kwargs"]["pin_memory"] = False
-        for net in ("G_kwargs", "D_kwargs"):
-            _put(options, _of_g(options[net], f"{net}.num_fp16_res"), 0)
-
-
-def _of_g(kwargs: Mapping[str, Any], place: str) -> str:
-    """Return where an argument of the synthesis network goes: stylegan3 has no folder for them."""
-    return place.replace(".", ".synthesis_kwargs.") if "synthesis_kwargs" in kwargs else place
 
 
 def _put(options: Any, place: str, value: Any) -> None:

@@ -50,6 +50,7 @@ def tiny_options(tiny_data):
         resume=None,
         precision="fp32",
         nhwc=False,
+        ops="auto",
         workers=0,
         allow_tf32=False,
         benchmark=False,

@@ -92,7 +92,7 @@ def test_auto_goes_on_without_kernels_and_says_why(fake_gpu, output):
 
 def test_cuda_makes_failure_an_error(fake_gpu):
     fake_gpu.append(COMPILER_OUTPUT)
-    with pytest.raises(RuntimeError, match=r'--ops=cuda: .* error: identifier "x"'):
+    with pytest.raises(ValueError, match=r'--ops=cuda: .* error: identifier "x"'):
         backend.select("cuda", GPU)
     assert served(on_gpu()) is None
 

@@ -176,6 +176,14 @@ def test_launch_gets_the_options(data, monkeypatch, tmp_path):
     assert options["metrics"] == [] and options == json.loads(json.dumps(options))
 
 
+def test_kernels_without_a_gpu_are_refused_before_a_run_directory_is_made(data, tmp_path):
+    args = [f"--outdir={tmp_path}", f"--data={data()}", "--metrics=none", "--device=cpu"]
+    result = CliRunner().invoke(train.main, [*args, "--ops=cuda"])
+    assert result.exit_code == 2
+    message = "Error: --ops=cuda needs a CUDA device, got cpu; use --ops=auto\n"
+    assert result.output == message and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("cfg", presets.NAMES)
 def test_presets_fit_one_gpu_and_eight(cfg):
     for gpus in (1, 2):

@@ -16,6 +16,7 @@ import torch
 from stylegan2_fewshot import Plugins, Run, _dist
 from stylegan2_fewshot.loss import StyleGAN2Loss
 from training import checkpoint, networks, pickles, training_loop
+from training.launch import _free_port, launch
 from training.training_loop import Interrupted, train
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +70,11 @@ def test_a_run_leaves_what_it_should(uninterrupted):
     for key in ("G", "D", "G_ema"):
         assert_same_state(dict(getattr(saved, key).state_dict()), dict(state[key]))
     assert saved.augment_pipe.p == state["plugins"]["ada.probability.p"] > 0
+
+
+def test_the_choice_of_operations_is_printed_once(tiny_options, tmp_path, capsys):
+    launch(tiny_options, outdir=tmp_path, fresh=False, gpus=1)
+    assert capsys.readouterr().out.count("Operations: PyTorch on cpu.\n") == 1
 
 
 @pytest.mark.parametrize("iterations", [1, 3, 4])
@@ -241,8 +247,6 @@ def on_a_rank(rank, address, out):
 
 
 def test_two_ranks_give_the_gradients_of_one(tmp_path):
-    from training.launch import _free_port
-
     torch.multiprocessing.spawn(on_a_rank, args=(str(_free_port()), tmp_path), nprocs=2)
     alone = gradients(0, 1, 2)
     for rank in range(2):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from stylegan2_fewshot import _dist
+from stylegan2_fewshot.ops import backend
 from stylegan2_fewshot.plugin import load_external
 
 from . import run_dir as run_dirs
@@ -53,10 +54,12 @@ def _spawned(rank: int, gpus: int, options: Mapping[str, Any], outdir: Path, fre
 def _work(options: Mapping[str, Any], outdir: Path, fresh: bool) -> None:
     device = _dist.init(options["device"])
     try:
+        operations = backend.select(options["ops"], device)
         chosen = run_dirs.choose(outdir, options, fresh) if _dist.rank() == 0 else None
         directory, goes_on = _dist.gather(chosen)[0]
         if _dist.rank() == 0:
             print(f"{'Going on in' if goes_on else 'Training in'} {directory}", flush=True)
+            print(operations, flush=True)
         train(options, directory, device)
     except Interrupted as reason:
         if _dist.rank() == 0:

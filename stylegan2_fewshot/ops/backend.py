@@ -22,8 +22,8 @@ def select(mode: str, device: torch.device) -> str:
         device: Where the networks are.
 
     Raises:
-        ValueError: `mode` is none of these, or `cuda` on a device that has no CUDA.
-        RuntimeError: With `cuda`, the kernels cannot be built or do not agree with PyTorch.
+        ValueError: `mode` is none of these, or it is `cuda` and the device has no CUDA, or the
+            kernels cannot be built or do not agree with PyTorch.
     """
     global _KERNELS
     if mode not in MODES:
@@ -40,7 +40,7 @@ def select(mode: str, device: torch.device) -> str:
 
         reason = build.explain(error)
         if mode == "cuda":
-            raise RuntimeError(f"--ops=cuda: no CUDA kernels: {reason}") from error
+            raise ValueError(f"--ops=cuda: no CUDA kernels: {reason}") from error
         return f"Operations: PyTorch on cuda, slower than our kernels, which failed: {reason}."
     return f"Operations: CUDA kernels for {torch.cuda.get_device_name(device)}."
 
