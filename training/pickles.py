@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stylegan2_fewshot import filter_bank
 from stylegan2_fewshot.ada import AugmentPipe
 from stylegan2_fewshot.files import replacing
 
@@ -207,10 +208,13 @@ def _skeleton(
     """Construct a network without memory, and see that `tensors` are just the ones it takes."""
     cls = _CLASSES[key]
     try:
-        given = inspect.signature(cls).bind(*args, **kwargs).arguments
+        plain = {k: v for k, v in kwargs.items() if k != filter_bank.KEY or cls is not Generator}
+        given = inspect.signature(cls).bind(*args, **plain).arguments
         _refuse_depth(given, len(tensors))
         with torch.device("meta"):
-            net = cls(*args, **kwargs)
+            net = cls(*args, **plain)
+        if plain != kwargs:
+            _install_banks(net, len(tensors), **kwargs[filter_bank.KEY])
     except PickleError:
         raise
     except Exception as error:  # arguments from a file make a constructor raise anything
@@ -225,6 +229,12 @@ def _refuse_depth(given: Mapping[str, Any], limit: int) -> None:
     for arguments in (given, given.get("mapping_kwargs") or {}):
         if isinstance(depth := arguments.get("num_layers"), int) and depth > limit:
             raise PickleError(f"num_layers is {depth}, but there are only {limit} tensors")
+
+
+def _install_banks(net: torch.nn.Module, limit: int, size: int, layers: list[str]) -> None:
+    if not 1 <= size <= limit:
+        raise PickleError(f"a bank has {size} filter sets, but there are only {limit} tensors")
+    filter_bank.install(net, size=size, layers=layers)
 
 
 def _refuse_misfit(key: str, want: Mapping[str, Tensor], have: Mapping[str, Tensor]) -> None:
@@ -324,6 +334,11 @@ class {name}(host.{name}):
         self.load_state_dict({{**state['_parameters'], **state['_buffers']}})
         self.eval().requires_grad_(False)
 '''
+_BANKED_SOURCE = """\
+raise ImportError('this generator has several filter sets in a layer, which needs stylegan2-'
+    'fewshot; make an ordinary network of one route with: '
+    'python -m stylegan2_fewshot.bank_export IN.pkl OUT.pkl --route=mean')
+"""
 _HOSTS = {
     "Generator": "training.networks_stylegan2 training.networks",
     "Discriminator": "training.networks_stylegan2 training.networks",
@@ -340,10 +355,11 @@ def _reconstruction(key: str, net: torch.nn.Module) -> bytes:
         "_parameters": {k: _on_cpu(t) for k, t in net.named_parameters()},
         "_buffers": {k: _on_cpu(t) for k, t in net.named_buffers()},
     }
+    source = _BANKED_SOURCE if filter_bank.KEY in kwargs else _SOURCE
     meta = {
         "type": "class",
         "version": 6,
-        "module_src": _SOURCE.format(name=name, hosts=_HOSTS[name]),
+        "module_src": source.format(name=name, hosts=_HOSTS[name]),
         "class_name": name,
         "state": state,
     }
