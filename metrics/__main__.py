@@ -20,6 +20,11 @@ FOLDER_OR_FILE = click.Path(exists=True)
 @click.option(
     "--mirror", type=bool, help="Trained with mirror images.  [default: as in the pickle]"
 )
+@click.option(
+    "--prior-sample",
+    type=click.Choice(["train", "mixup", "kmeans", "gmm"]),
+    help="Conditions, for a network trained with --prior.  [default: train]",
+)
 @click.option("--gpus", type=click.IntRange(min=1), default=1, help="Processes.", show_default=True)
 @click.option("--seed", type=int, default=0, help="Seed of all that is random.", show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")

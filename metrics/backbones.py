@@ -90,6 +90,14 @@ def mobilenet_v2(path: Path) -> nn.Module:
     return _filled(_architecture("mobilenet_v2"), _read_features(path))
 
 
+def resnet50_ssl(path: Path) -> nn.Module:
+    """Return the self-supervised ResNet-50 of `imgsim` (AugNet), 768 numbers in [-1, 1]."""
+    with torch.device("meta"):
+        network = _models("resnet50").resnet50(weights=None, num_classes=768)
+    tensors = {k.removeprefix("module.pre."): v for k, v in _read(path).items()}
+    return nn.Sequential(_filled(network, tensors), nn.Tanh())
+
+
 def convolutions(name: str, paths: list[Path]) -> nn.Sequential:
     """Return the layers of `vgg16` or `alexnet` up to the last ReLU before the classifier.
 
@@ -115,16 +123,19 @@ def _is_jax(paths: list[Path]) -> bool:
     return paths[0].suffix == ".ckpt"
 
 
-def _architecture(name: str) -> nn.Sequential:
+def _models(name: str) -> Any:
     try:
-        models = _torchvision.models()
+        return _torchvision.models()
     except ImportError as error:
         raise DetectorMissing(
             f"{name}: needs torchvision ({error}); pip install --no-deps torchvision==0.28.0, "
             "or the release that belongs to your torch"
         ) from error
+
+
+def _architecture(name: str) -> nn.Sequential:
     with torch.device("meta"):  # no memory for a classifier that is dropped
-        return getattr(models, name)(weights=None).features
+        return getattr(_models(name), name)(weights=None).features
 
 
 def _filled(layers: nn.Module, tensors: Mapping[str, Tensor]) -> Any:

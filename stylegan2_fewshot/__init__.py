@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import ada, apa, diffaugment, ewc, fixed, freezed, lecam
+from . import ada, apa, diffaugment, ewc, fixed, freezed, lecam, prior
 from .plugin import Plugin, Plugins, Run, Step, register
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "fixed",
     "freezed",
     "lecam",
+    "prior",
     "register",
 ]
