@@ -1,5 +1,5 @@
 # make demo   adapts the example network to ten images; needs Python 3.10+ and nothing else
-# make instance-prior   measures the data instance prior; an hour on two cores
+# make instance-prior   measures the data instance prior: long
 # make test   ruff, mypy, pytest
 
 PYTHON ?= python3

@@ -46,8 +46,8 @@ def load_generator(network: str) -> Any:
         raise UserError(f"--network: {error}") from error
 
 
-def label_for(G: Any, network: str, class_idx: int | None) -> Tensor:
-    """Return the one-hot label `[1, c_dim]` of a class; without classes `[1, 0]`."""
+def label_for(G: Any, network: str, class_idx: int | None) -> Callable[[int], Tensor]:
+    """Return what gives every seed the one-hot label `[1, c_dim]` of a class, or `[1, 0]`."""
     import torch
 
     from training import conditions
@@ -62,7 +62,8 @@ def label_for(G: Any, network: str, class_idx: int | None) -> Tensor:
     if G.c_dim > 0 and class_idx not in range(G.c_dim):
         given = "" if class_idx is None else f"={class_idx}"
         raise UserError(f"--class{given}: the network needs a class from 0 to {G.c_dim - 1}")
-    return torch.tensor([[float(index == class_idx) for index in range(G.c_dim)]])
+    c = torch.tensor([[float(index == class_idx) for index in range(G.c_dim)]])
+    return lambda seed: c
 
 
 def conditions_for(
@@ -81,7 +82,8 @@ def conditions_for(
             return lambda seed: pool[seed_of("prior", seed) % len(pool)][None]
         c = conditions.of_images(images, instances, G)
     except ValueError as error:
-        raise UserError(f"--prior-{'mix' if len(images) > 1 else 'image'}: {error}") from error
+        option = "sample" if sampling else "mix" if len(images) > 1 else "image"
+        raise UserError(f"--prior-{option}: {error}") from error
     return lambda seed: c if len(c) == 1 else conditions.between(*c, steps=COLUMNS)
 
 
@@ -199,8 +201,7 @@ def main(
         if prior_sample or images:
             of_seed = conditions_for(G, network, prior_sample, images)
         else:
-            c = label_for(G, network, class_idx)
-            of_seed = lambda seed: c  # noqa: E731
+            of_seed = label_for(G, network, class_idx)
         made = from_seeds(G, seeds, of_seed, truncation_psi=trunc, noise_mode=noise_mode)
     outdir.mkdir(parents=True, exist_ok=True)
     kept = []

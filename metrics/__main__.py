@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from training.conditions import SAMPLINGS
+
 from .measure import launch
 
 FOLDER_OR_FILE = click.Path(exists=True)
@@ -22,7 +24,7 @@ FOLDER_OR_FILE = click.Path(exists=True)
 )
 @click.option(
     "--prior-sample",
-    type=click.Choice(["train", "mixup", "kmeans", "gmm"]),
+    type=click.Choice(SAMPLINGS),
     help="Conditions, for a network trained with --prior.  [default: train]",
 )
 @click.option("--gpus", type=click.IntRange(min=1), default=1, help="Processes.", show_default=True)

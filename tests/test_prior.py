@@ -18,6 +18,7 @@ from metrics import detectors, registry
 from stylegan2_fewshot import Run, Step, fisher_file
 from stylegan2_fewshot.ewc import EWC
 from stylegan2_fewshot.fisher_file import Fisher
+from stylegan2_fewshot.options import describe
 from stylegan2_fewshot.prior import Prior, __main__, instances
 from stylegan2_fewshot.prior.instances import Instances, companion
 from training import conditions, pickles, training_loop
@@ -243,6 +244,21 @@ def test_a_loop_that_does_not_take_the_labels_is_refused(features, tiny_data):
     plugin = Prior(prior=str(features))
     with pytest.raises(ValueError, match="does not hand its labels"):
         plugin.setup(Run(torch.nn.Identity(), torch.nn.Identity(), ImageDataset(tiny_data)))
+
+
+def test_run_directories_are_named_without_the_path():
+    assert describe({"prior": "some/where.npz", "ewc_lambda": 3.0}) == ["prior", "ewc"]
+
+
+def test_the_hundred_shots_share_no_drawing_with_what_they_are_measured_against(
+    tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    from instance_prior import base_code_point, hundred
+
+    shots, rest = (ImageDataset(path).file_names for path in hundred(tmp_path))
+    assert len(shots) == 100 and len(rest) > 300
+    assert not set(map(base_code_point, shots)) & set(map(base_code_point, rest))
 
 
 # Sampling
