@@ -2,15 +2,19 @@
 # make test       ruff, mypy, pytest
 # make few-shot   compares the methods on ten images: docs/few-shot.md; needs npm, takes two hours
 # make limited-data   from scratch on few images, with and without augmentation: docs/limited-data.md
+# make instance-prior   the prior on ten and a hundred images: docs/instance-prior.md, takes an hour
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint few-shot limited-data clean
+.PHONY: demo test lint few-shot limited-data instance-prior clean
 
 demo: $(VENV)/runtime
 	$(RUN) examples/demo.py
+
+instance-prior: $(VENV)/metrics
+	$(RUN) examples/instance_prior.py
 
 test: $(VENV)/development $(VENV)/metrics lint
 	$(RUN) -m pytest

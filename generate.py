@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,16 +46,45 @@ def load_generator(network: str) -> Any:
         raise UserError(f"--network: {error}") from error
 
 
-def label_for(G: Any, class_idx: int | None) -> Tensor:
-    """Return the one-hot label `[1, c_dim]` of a class; without classes `[1, 0]`."""
+def label_for(G: Any, network: str, class_idx: int | None) -> Callable[[int], Tensor]:
+    """Return what gives every seed the one-hot label `[1, c_dim]` of a class, or `[1, 0]`."""
     import torch
 
+    from training import conditions
+
+    if conditions.beside(network):
+        raise UserError(
+            f"--network={network}: takes what a backbone sees in an image instead of a class; "
+            "give --prior-sample, --prior-image or --prior-mix"
+        )
     if G.c_dim == 0 and class_idx is not None:
         raise UserError(f"--class={class_idx}: the network has no classes; leave it out")
     if G.c_dim > 0 and class_idx not in range(G.c_dim):
         given = "" if class_idx is None else f"={class_idx}"
         raise UserError(f"--class{given}: the network needs a class from 0 to {G.c_dim - 1}")
-    return torch.tensor([[float(index == class_idx) for index in range(G.c_dim)]])
+    c = torch.tensor([[float(index == class_idx) for index in range(G.c_dim)]])
+    return lambda seed: c
+
+
+def conditions_for(
+    G: Any, network: str, sampling: str | None, images: list[str]
+) -> Callable[[int], Tensor]:
+    """Return what gives each seed its conditions `[n, c_dim]`: one, or a strip between two."""
+    from stylegan2_fewshot.plugin import seed_of
+    from training import conditions
+
+    try:
+        instances = conditions.beside(network)
+        if instances is None:
+            raise UserError(f"--network={network}: no file .prior.npz beside it, so no --prior-...")
+        if sampling:
+            pool = conditions.pool(instances.vectors, sampling)
+            return lambda seed: pool[seed_of("prior", seed) % len(pool)][None]
+        c = conditions.of_images(images, instances, G)
+    except ValueError as error:
+        option = "sample" if sampling else "mix" if len(images) > 1 else "image"
+        raise UserError(f"--prior-{option}: {error}") from error
+    return lambda seed: c if len(c) == 1 else conditions.between(*c, steps=COLUMNS)
 
 
 def load_ws(G: Any, path: str) -> Tensor:
@@ -87,7 +116,7 @@ def chosen_route(G: Any, text: str) -> dict[str, Any]:
 
 
 def through_routes(
-    G: Any, seeds: list[int], c: Tensor, **options: Any
+    G: Any, seeds: list[int], labels: Callable[[int], Tensor], **options: Any
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield for every seed images `[COLUMNS, C, H, W]`, by the routes of the first seeds."""
     import torch
@@ -99,7 +128,8 @@ def through_routes(
         raise UserError("--routes-grid: the network has no filter banks; leave it out")
     for seed in seeds:
         z = latent(G, seed).expand(COLUMNS, -1)
-        yield f"seed {seed}", G(z, c.to(z.device).expand(COLUMNS, -1), **{**options, **routes})
+        c = labels(seed)[:1].to(z.device).expand(COLUMNS, -1)
+        yield f"seed {seed}", G(z, c, **{**options, **routes})
 
 
 def latent(G: Any, seed: int) -> Tensor:
@@ -111,14 +141,20 @@ def latent(G: Any, seed: int) -> Tensor:
     return z.to(next(G.parameters()).device, torch.float32)
 
 
-def from_seeds(G: Any, seeds: list[int], c: Tensor, **options: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and image `[1, C, H, W]` of each seed; random noise follows from the seed too."""
+def from_seeds(
+    G: Any, seeds: list[int], labels: Callable[[int], Tensor], **options: Any
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and images `[n, C, H, W]` of each seed, one for each of its n labels.
+
+    Random noise follows from the seed too.
+    """
     import torch
 
     for seed in seeds:
         torch.manual_seed(seed)
-        z = latent(G, seed)
-        yield f"seed{seed:04d}", G(z, c.to(z.device), **options)
+        c = labels(seed).to(next(G.parameters()).device)
+        z = latent(G, seed).expand(len(c), -1)
+        yield f"seed{seed:04d}", G(z, c, **options)
 
 
 def from_ws(G: Any, ws: Tensor, **options: Any) -> Iterator[tuple[str, Tensor]]:
@@ -145,6 +181,15 @@ def rows_of(seeds: list[int], images: list[Tensor]) -> Iterator[tuple[str, Tenso
 @click.option("--trunc", type=float, default=1, show_default=True, help="Truncation psi")
 @click.option("--class", "class_idx", type=int, help="Class, for a network with classes")
 @click.option(
+    "--prior-sample",
+    type=click.Choice(["train", "mixup", "kmeans", "gmm"]),
+    help="Conditions of a network trained with --prior: those of training images, or near them",
+)
+@click.option("--prior-image", metavar="FILE", help="Condition on this image")
+@click.option(
+    "--prior-mix", metavar="A,B", help="A strip of images, from one's condition to another's"
+)
+@click.option(
     "--noise-mode",
     type=click.Choice(["const", "random", "none"]),
     default="const",
@@ -168,6 +213,9 @@ def main(
     seeds: list[int],
     trunc: float,
     class_idx: int | None,
+    prior_sample: str | None,
+    prior_image: str | None,
+    prior_mix: str | None,
     noise_mode: str,
     projected_w: str | None,
     outdir: Path,
@@ -178,8 +226,14 @@ def main(
     """Write seedNNNN.png for every seed, or projNN.png for every projected latent."""
     if bool(seeds) == (projected_w is not None):
         raise UserError("give either --seeds or --projected-w")
-    if projected_w and (grid or routes_grid or class_idx is not None):
-        raise UserError("--projected-w goes with none of --grid, --routes-grid and --class")
+    images = [prior_image] if prior_image else prior_mix.split(",") if prior_mix else []
+    if prior_mix and len(images) != 2:
+        raise UserError(f"--prior-mix={prior_mix}: name two images, as a.png,b.png")
+    labels = (class_idx is not None, prior_sample, prior_image, prior_mix)
+    if projected_w and (grid or routes_grid or any(labels)):
+        raise UserError("--projected-w goes with no --grid, --routes-grid, --class or --prior-...")
+    if sum(map(bool, labels)) > 1:
+        raise UserError("give only one of --class, --prior-sample, --prior-image and --prior-mix")
     import torch
 
     from training import grids
@@ -187,21 +241,26 @@ def main(
     G = load_generator(network)
     options = {"noise_mode": noise_mode, **chosen_route(G, route)}
     if projected_w:
-        images = from_ws(G, load_ws(G, projected_w), **options)
+        made = from_ws(G, load_ws(G, projected_w), **options)
     else:
-        c, options = label_for(G, class_idx), {"truncation_psi": trunc, **options}
-        images = from_seeds(G, seeds, c, **options)
+        if prior_sample or images:
+            of_seed = conditions_for(G, network, prior_sample, images)
+        else:
+            of_seed = label_for(G, network, class_idx)
+        options = {"truncation_psi": trunc, **options}
+        made = from_seeds(G, seeds, of_seed, **options)
     outdir.mkdir(parents=True, exist_ok=True)
     kept = []
     with torch.no_grad():
-        for name, img in images:
-            grids.save_grid(outdir / f"{name}.png", img)
+        for name, img in made:
+            grids.save_grid(outdir / f"{name}.png", img, columns=len(img))
             kept += [img.cpu()] if grid else []
         if routes_grid:
-            rows = list(through_routes(G, seeds, c, **options))
+            rows = list(through_routes(G, seeds, of_seed, **options))
             grids.save_png(outdir / "routes.png", grids.labelled_rows(rows))
     if grid:
-        grids.save_png(outdir / "grid.png", grids.labelled_rows(list(rows_of(seeds, kept))))
+        rows = zip(map(str, seeds), kept, strict=True) if prior_mix else rows_of(seeds, kept)
+        grids.save_png(outdir / "grid.png", grids.labelled_rows(list(rows)))
 
 
 if __name__ == "__main__":

@@ -180,18 +180,25 @@ def _at(found: Mapping[str, list[dict]], kimg: float) -> dict[str, float]:
 
 
 @torch.no_grad()
-def samples(network: Path, seeds: Iterable[int], psi: float = 1.0) -> torch.Tensor:
+def samples(
+    network: Path, seeds: Iterable[int], psi: float = 1.0, label: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return images `[N, C, H, W]` in [-1, 1] of a network's G_ema; `generate.py` draws the same.
 
     Args:
-        network: Network pickle, unconditional.
+        network: Network pickle.
         seeds: One image each.
         psi: Truncation.
+        label: Label `[c_dim]` of all images, where the network is conditional.
     """
     G = pickles.load(network).G_ema
     z = np.concatenate([np.random.RandomState(seed).randn(1, G.z_dim) for seed in seeds])
     z = torch.from_numpy(z).float()
-    images = [G(part, None, truncation_psi=psi, noise_mode="const") for part in z.split(16)]
+    c = None if label is None else label.expand(len(z), -1)
+    images = [
+        G(part, None if c is None else c[: len(part)], truncation_psi=psi, noise_mode="const")
+        for part in z.split(16)
+    ]
     return torch.cat(images).clamp(-1, 1)
 
 

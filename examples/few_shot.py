@@ -76,7 +76,7 @@ def setting(target: str, *, kimg: int, snapshots: int, batch: int) -> str:
     """
     return (
         f"--data={ten(target)} --metricdata={heldout(target)} --resume={SOURCE} --mirror=1 "
-        f"--batch={batch} --gamma=0.2 --pl-weight=0 --kimg={kimg} --tick={kimg / snapshots:g} "
+        f"--batch={batch} --gamma=0.5 --pl-weight=0 --kimg={kimg} --tick={kimg / snapshots:g} "
         f"--snap=1 --metrics={','.join(METRICS)}"
     )
 
@@ -92,7 +92,7 @@ def refuse_what_is_missing(targets: Iterable[str]) -> None:
             raise click.UsageError("\n".join(complaints))
 
 
-def fisher_of_source(out: Path, samples: int = 1000) -> Path:
+def fisher_of_source(out: Path, samples: int = 500) -> Path:
     """Return the file of the source's Fisher information, estimating it where it is missing."""
     path = out / "source.fisher.npz"
     if not (ROOT / path).exists():
@@ -196,9 +196,9 @@ def _commands(trials: Iterable[Trial], out: Path) -> str:
 )
 @click.option("--seeds", default="0,1,2", callback=numbers, show_default=True)
 @click.option("--kimg", type=click.IntRange(min=1), default=6, show_default=True)
-@click.option("--snapshots", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--snapshots", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--batch", type=click.IntRange(min=1), default=4, show_default=True)
-@click.option("--ewc-lambda", default=300.0, show_default=True, help="See the document.")
+@click.option("--ewc-lambda", default=500.0, show_default=True, help="See the document.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time.  [default: cores]")
 @click.option("--out", type=click.Path(path_type=Path), default="out/few-shot", show_default=True)
 @click.option("--docs", type=click.Path(path_type=Path), default=ROOT / "docs", help="Report's.")

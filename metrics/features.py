@@ -37,8 +37,21 @@ class Source(Protocol):
 
 
 def unchanged(x: Tensor) -> Tensor:
-    """Return `x`: the function to extract or to condition with where there is none."""
+    """Return `x`: the function to extract with where there is none."""
     return x
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Labels `[M, c_dim]` without images, to draw from as from a data set."""
+
+    vectors: Tensor
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def get_label(self, index: int) -> np.ndarray:
+        return self.vectors[index].numpy()
 
 
 @dataclass(frozen=True)
@@ -47,17 +60,15 @@ class Subject:
 
     Attributes:
         G: Generator, in evaluation mode, on `device`.
-        labels: Data set that the label of a fake is drawn from, where G has labels.
+        labels: Data set or `Pool` that the label of a fake is drawn from, where G has labels.
         seed: Seed of latents, labels and noise.
         device: Where G is.
-        condition: Maps drawn labels `[N, c]` to those that G takes.
     """
 
     G: Any
     labels: Any = None
     seed: int = 0
     device: torch.device = CPU
-    condition: Callable[[Tensor], Tensor] = unchanged
 
     def draw_labels(self, size: int, rng: torch.Generator) -> Tensor:
         """Return labels `[size, c_dim]` of images of the data set; empty ones if G has none."""
@@ -65,7 +76,7 @@ class Subject:
         if self.G.c_dim:
             chosen = torch.randint(len(self.labels), [size], generator=rng).tolist()
             c = torch.from_numpy(np.stack([self.labels.get_label(i) for i in chosen]))
-        return self.condition(c.to(self.device))
+        return c.to(self.device)
 
 
 class Fakes:

@@ -16,7 +16,7 @@ import torch.multiprocessing
 
 import metrics
 from stylegan2_fewshot import _dist
-from training import pickles
+from training import conditions, pickles
 from training.dataset import ImageDataset
 
 
@@ -35,7 +35,8 @@ def measure(options: dict[str, Any]) -> None:
     torch.backends.cudnn.allow_tf32 = False
     source = options["network"]
     network = pickles.load(source)
-    data = _datasets(options, network)
+    pool = _pool(options)
+    data = _datasets(options, network, has_labels=network.G_ema.c_dim > 0 and pool is None)
     try:
         names, complaints = metrics.usable(options["names"].split(","), *data, device=device)
     except ValueError as error:
@@ -43,6 +44,7 @@ def measure(options: dict[str, Any]) -> None:
     if _dist.rank() == 0:
         click.echo("\n".join(complaints), err=True, nl=bool(complaints))
     notes = {"seed": options["seed"], "kimg": _kimg(source), "snapshot": Path(source).name}
+    notes |= {"labels": pool}
     for result in metrics.compute(names, network.G_ema.to(device), *data, device=device, **notes):
         if _dist.rank() == 0:
             _keep(result, options)
@@ -51,14 +53,24 @@ def measure(options: dict[str, Any]) -> None:
         sys.exit(1)
 
 
-def _datasets(options: dict[str, Any], network: Any) -> tuple[Any, Any]:
+def _pool(options: dict[str, Any]) -> metrics.Pool | None:
+    """Return what a network with a data instance prior is conditioned on, or None without one."""
+    instances, sampling = conditions.beside(options["network"]), options["prior_sample"]
+    if instances is None and sampling:
+        raise click.UsageError(f"--prior-sample={sampling}: no file .prior.npz beside the network")
+    if instances is None:
+        return None
+    return metrics.Pool(conditions.pool(instances.vectors, sampling or "train"))
+
+
+def _datasets(options: dict[str, Any], network: Any, *, has_labels: bool) -> tuple[Any, Any]:
     """Return the training set, and the set to measure against or None."""
     noted = network.training_set_kwargs or {}
     path = options["data"] or noted.get("path")
     if not path or not Path(path).exists():
         raise click.UsageError(f"--data: say where the training images are; not at {path}")
     mirror = noted.get("xflip", False) if options["mirror"] is None else options["mirror"]
-    training = ImageDataset(path, use_labels=network.G_ema.c_dim > 0, xflip=mirror)
+    training = ImageDataset(path, use_labels=has_labels, xflip=mirror)
     other = options["metricdata"]
     return training, ImageDataset(other, xflip=mirror) if other else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import ada, apa, bank, diffaugment, ewc, fixed, freezed, lecam
+from . import ada, apa, bank, diffaugment, ewc, fixed, freezed, lecam, prior
 from .plugin import Plugin, Plugins, Run, Step, register
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "fixed",
     "freezed",
     "lecam",
+    "prior",
     "register",
 ]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -26,6 +25,18 @@ def consolidation(params: Tensor, anchor: Tensor, fisher: Tensor) -> Tensor:
     Li et al., NeurIPS 2020 (arXiv 2012.02780), Eq. 4. Its sum is the penalty.
     """
     return fisher * (params - anchor).square()
+
+
+def widened(fisher: Tensor, shape: torch.Size) -> Tensor:
+    """Return `fisher` as the leading part of zeros of `shape`, for a parameter that has grown so.
+
+    With more inputs, a weight of equalised learning rate has a smaller gain, and the source's
+    weights were made larger by as much: d log p / d theta is smaller, and F by its square.
+    """
+    grown = fisher.new_zeros(shape)
+    inputs = fisher.shape[1:].numel() / shape[1:].numel()
+    grown[tuple(map(slice, fisher.shape))] = fisher * inputs
+    return grown
 
 
 @register("ewc")
@@ -87,9 +98,15 @@ class EWC(Plugin):
                 "nothing to hold on to"
             )
         fisher = self._fisher(run, Path(run.resumed))
-        for net in self.network:
-            held = self._choose(net, getattr(run, net), fisher)
-            values = [fisher.values[f"{net}.{name}"].expand(p.shape) for name, p in held.items()]
+        for net, source in zip("GD", run.source or (run.G, run.D), strict=True):
+            if net not in self.network:
+                continue
+            shapes = {name: p.shape for name, p in source.named_parameters()}
+            held = self._choose(net, getattr(run, net), shapes, fisher)
+            values = [
+                widened(fisher.values[f"{net}.{name}"].expand(shapes[name]), p.shape)
+                for name, p in held.items()
+            ]
             self._held[net] = held
             self.register_buffer(f"anchor_{net}", _flat(held.values()).detach().clone())
             self.register_buffer(f"fisher_{net}", self._scaled(_flat(values)))
@@ -119,13 +136,14 @@ class EWC(Plugin):
         from .fisher import Settings, estimate
 
         settings = Settings(samples=self.samples, discriminator="D" in self.network)
-        params = (*run.G.named_parameters(), *run.D.named_parameters())
-        names = [(name, *p.shape) for name, p in params]  # other plugins may have added some
+        G, D = run.source or (run.G, run.D)
+        params = (*G.named_parameters(), *D.named_parameters())
+        names = [(name, *p.shape) for name, p in params]  # plugins may have added some
         key = hashlib.sha256(repr((sha256, settings, names)).encode()).hexdigest()[:12]
-        path = _writable_folder(source) / f"{source.stem}.fisher-{key}.npz"
+        path = fisher_file.writable_folder(source) / f"{source.stem}.fisher-{key}.npz"
         if not all(_dist.gather(path.is_file())):
             partial = path.with_suffix(".partial.npz")
-            fisher = estimate(run.G, run.D, settings, source=sha256, partial=partial)
+            fisher = estimate(G, D, settings, source=sha256, partial=partial)
             if _dist.rank() == 0:
                 fisher_file.save(path, fisher)
                 partial.unlink(missing_ok=True)
@@ -133,11 +151,12 @@ class EWC(Plugin):
         return path
 
     def _choose(
-        self, net: str, module: torch.nn.Module, fisher: Fisher
+        self, net: str, module: torch.nn.Module, shapes: Mapping[str, torch.Size], fisher: Fisher
     ) -> dict[str, torch.nn.Parameter]:
         """Return the parameters to hold: those that the source has and `skip` does not name."""
         params = dict(module.named_parameters())
-        known = {n: p for n, p in params.items() if _fits(p, fisher.values.get(f"{net}.{n}"))}
+        fits = {n for n, shape in shapes.items() if _fits(shape, fisher.values.get(f"{net}.{n}"))}
+        known = {name: p for name, p in params.items() if name in fits}
         held = {name: p for name, p in known.items() if not self._skipped(net, name)}
         if not held:
             reason = "--ewc-skip names them all" if known else "the Fisher file has none of them"
@@ -174,16 +193,6 @@ def _flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def _fits(param: Tensor, fisher: Tensor | None) -> bool:
-    """Return whether there is a Fisher information for `param`: one per element, or one in all."""
-    return fisher is not None and fisher.shape in (param.shape, torch.Size())
-
-
-def _writable_folder(source: Path) -> Path:
-    """Return the source's folder, or else the user's cache, for what is worth keeping."""
-    if os.access(source.parent, os.W_OK):
-        return source.parent
-    cache = os.environ.get("STYLEGAN2_FEWSHOT_CACHE", "~/.cache/stylegan2_fewshot")
-    folder = Path(cache).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _fits(shape: torch.Size, fisher: Tensor | None) -> bool:
+    """Return whether `fisher` is of a parameter of that shape: one per element, or one in all."""
+    return fisher is not None and fisher.shape in (shape, torch.Size())

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import zipfile
-import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
+
+from . import stamped
+from .stamped import write as write
 
 FORMAT = 1
 LIKELIHOOD = "log sigmoid D(G(z))"
 _REMEDY = "make it anew with python -m stylegan2_fewshot.fisher"
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -68,43 +64,19 @@ def load(path: Path) -> Fisher:
     return Fisher(values, meta)
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write tensors and `meta` with a checksum over both; the file is complete or absent."""
-    arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-    text = json.dumps({**meta, "checksum": _checksum(arrays, meta)})
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        with new.open("wb") as file:
-            np.savez(file, **arrays, meta=np.array(text))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write` has written; ValueError where anything is missing or differs."""
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such Fisher file; {_REMEDY}")
-    try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        meta = json.loads(str(arrays.pop("meta")))
-        checksum = meta.pop("checksum")
-    except _DAMAGE as error:
-        raise ValueError(f"{path}: no Fisher file, or truncated ({error}); {_REMEDY}") from error
-    if checksum != _checksum(arrays, meta):
-        raise ValueError(f"{path}: its numbers were altered after it was written; {_REMEDY}")
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}, meta
+    return stamped.read(path, "Fisher file", _REMEDY)
 
 
-def _checksum(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
-    for name in sorted(arrays):
-        digest.update(f"\n{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return digest.hexdigest()
+def writable_folder(source: Path) -> Path:
+    """Return the source's folder, or else the user's cache, for what is worth keeping."""
+    if os.access(source.parent, os.W_OK):
+        return source.parent
+    cache = os.environ.get("STYLEGAN2_FEWSHOT_CACHE", "~/.cache/stylegan2_fewshot")
+    folder = Path(cache).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def sha256_of(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The losses of StyleGAN2, with the six places where plugins take part."""
+"""The losses of StyleGAN2, with the five places where plugins take part."""
 
 from __future__ import annotations
 
@@ -94,13 +94,12 @@ class StyleGAN2Loss:
         """Draw the standard normal noise of the path-length term, in the shape of `img`."""
         return torch.randn_like(img)
 
-    def _generate(self, z: Tensor, c: Tensor, sync: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Return images, their `ws`, and the label that G was handed."""
-        c = self.plugins.condition(c)
+    def _generate(self, z: Tensor, c: Tensor, sync: bool) -> tuple[Tensor, Tensor]:
+        """Return images and their `ws`."""
         with _synced(self.G_mapping, sync):
             ws = self._mix_styles(self.G_mapping(z, c), z, c)
         with _synced(self.G_synthesis, sync):
-            return self.G_synthesis(ws, **self.plugins.synthesis(z)), ws, c
+            return self.G_synthesis(ws, **self.plugins.synthesis(z)), ws
 
     def _mix_styles(self, ws: Tensor, z: Tensor, c: Tensor) -> Tensor:
         """Give some samples a second latent from a random layer on; one draw for the batch."""
@@ -132,7 +131,7 @@ class StyleGAN2Loss:
         loss.mul(gain).backward()  # type: ignore[no-untyped-call]
 
     def _g_main(self, z: Tensor, c: Tensor, gain: float, sync: bool) -> None:
-        img, ws, c = self._generate(z, c, sync)
+        img, ws = self._generate(z, c, sync)
         step = Step("Gmain", self.cur_nimg, c=c, ws=ws, img=img, z=z)
         logits, step = self._discriminate(img, c, step)
         loss = F.softplus(-logits)
@@ -142,7 +141,8 @@ class StyleGAN2Loss:
     def _g_path_length(self, z: Tensor, c: Tensor, gain: float, sync: bool) -> None:
         """Karras et al. 2020, Eq. 4: keep `|J_w^T y|` at its running mean for random images y."""
         count = max(len(z) // self.pl_batch_shrink, 1)
-        img, ws, c = self._generate(z[:count], c[:count], sync)
+        c = c[:count]
+        img, ws = self._generate(z[:count], c, sync)
         noise = self.pl_noise(img) / math.sqrt(img.shape[2] * img.shape[3])
         (slope,) = torch.autograd.grad((img * noise).sum(), [ws], create_graph=True)
         lengths = slope.square().sum(2).mean(1).sqrt()
@@ -157,7 +157,7 @@ class StyleGAN2Loss:
 
     def _d_fake(self, z: Tensor, c: Tensor, gain: float) -> None:
         with torch.no_grad():
-            img, ws, c = self._generate(z, c, sync=False)
+            img, ws = self._generate(z, c, sync=False)
         step = Step("Dfake", self.cur_nimg, c=c, ws=ws, img=img, z=z)
         logits, step = self._discriminate(img, c, step)
         self._backward(F.softplus(logits).mean(), step, gain)
@@ -168,7 +168,7 @@ class StyleGAN2Loss:
         if not (main or r1):
             return
         step = Step("Dreal" if main else "Dr1", self.cur_nimg, c=c)
-        img, c = self.plugins.real_images(img, self.plugins.condition(c, img), step)
+        img, c = self.plugins.real_images(img, c, step)
         img = img.detach().requires_grad_(r1)
         logits, step = self._discriminate(img, c, replace(step, c=c, img=img), sync)
         loss = logits.mean() * 0  # every parameter has a gradient, whatever is measured

@@ -120,8 +120,10 @@ def describe(values: Mapping[str, Any]) -> list[str]:
             continue
         if key == "aug":
             words += augmentations(value) or ["noaug"]
+        elif claims[key][0].bare and isinstance(value, str):
+            words.append(value)
         elif claims[key][0].bare or claims[key][0].flag == claims[key][0].plugin:
-            words.append(value if isinstance(value, str) else f"{claims[key][0].flag}{value:g}")
+            words.append(claims[key][0].flag + ("" if isinstance(value, str) else f"{value:g}"))
         elif _switched_by(claims[key][0]):
             words.append(claims[key][0].plugin)
     return words

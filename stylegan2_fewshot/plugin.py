@@ -1,4 +1,4 @@
-"""The plugin protocol: nine hooks, the registry, and the container that loss and loop hold."""
+"""The plugin protocol: ten hooks, the registry, and the container that loss and loop hold."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -14,15 +15,16 @@ from torch import Tensor
 from . import _dist
 
 HOOKS = (
+    "condition",
     "setup",
     "trainable",
-    "condition",
     "synthesis",
     "real_images",
     "augment",
     "observe",
     "penalty",
     "after_step",
+    "snapshot",
 )
 _REGISTRY: dict[str, type[Plugin]] = {}
 P = TypeVar("P", bound="Plugin")
@@ -65,6 +67,7 @@ class Run:
         seed: Seed of the run.
         resumed: Path of the source network's pickle, or None when training starts from scratch.
         G_ema: The moving average of G, for those that change the networks themselves.
+        source: G and D as they are in that pickle, where those that are trained have been widened.
     """
 
     G: torch.nn.Module
@@ -75,6 +78,7 @@ class Run:
     seed: int = 0
     resumed: str | None = None
     G_ema: torch.nn.Module | None = None
+    source: tuple[torch.nn.Module, torch.nn.Module] | None = None
 
 
 class Plugin(torch.nn.Module):
@@ -111,16 +115,16 @@ class Plugin(torch.nn.Module):
             self._drawn_at = step.cur_nimg
         return self._generator
 
+    def condition(self, dataset: Any) -> Any:
+        """Return the training set with the labels that G and D take; no network is built yet."""
+        return dataset
+
     def setup(self, run: Run) -> None:
         """Prepare for training; networks are built, no checkpoint is loaded yet."""
 
     def trainable(self, net: str, name: str) -> bool:
         """Return whether the parameter `name` of `net` ("G" or "D") is trained."""
         return True
-
-    def condition(self, c: Tensor, img: Tensor | None) -> Tensor:
-        """Return the label to hand to G or D instead of `c` `[N, c_dim]`."""
-        return c
 
     def synthesis(self, z: Tensor) -> dict[str, Any]:
         """Return further arguments of G's synthesis for images of the latents `z` `[N, z_dim]`."""
@@ -144,6 +148,9 @@ class Plugin(torch.nn.Module):
     def after_step(self, step: Step) -> None:
         """Update the state, once an iteration, when both optimizers are done."""
 
+    def snapshot(self, path: Path) -> None:
+        """Write what generating needs beside the network pickle at `path`, on one rank alone."""
+
 
 class Plugins(torch.nn.ModuleDict):
     """Plugins in the order of the command line; empty, every hook is the identity."""
@@ -158,6 +165,11 @@ class Plugins(torch.nn.ModuleDict):
         """The plugins, in their order."""
         return list(self.values())  # type: ignore[arg-type]
 
+    def condition(self, dataset: Any) -> Any:
+        for plugin in self.active:
+            dataset = plugin.condition(dataset)
+        return dataset
+
     def setup(self, run: Run) -> None:
         for plugin in sorted(self.active, key=lambda plugin: not plugin.rebuilds):
             plugin._seed = run.seed
@@ -166,11 +178,6 @@ class Plugins(torch.nn.ModuleDict):
 
     def trainable(self, net: str, name: str) -> bool:
         return all(plugin.trainable(net, name) for plugin in self.active)
-
-    def condition(self, c: Tensor, img: Tensor | None = None) -> Tensor:
-        for plugin in self.active:
-            c = plugin.condition(c, img)
-        return c
 
     def synthesis(self, z: Tensor) -> dict[str, Any]:
         return {key: x for plugin in self.active for key, x in plugin.synthesis(z).items()}
@@ -199,6 +206,10 @@ class Plugins(torch.nn.ModuleDict):
     def after_step(self, step: Step) -> None:
         for plugin in self.active:
             plugin.after_step(step)
+
+    def snapshot(self, path: Path) -> None:
+        for plugin in self.active:
+            plugin.snapshot(path)
 
 
 def register(name: str) -> Callable[[type[P]], type[P]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stylegan2_fewshot import ewc, fisher, fisher_file, stats
+from stylegan2_fewshot import fisher, fisher_file, stats
 from stylegan2_fewshot.ewc import EWC, consolidation
 from stylegan2_fewshot.fisher_file import Fisher
 from stylegan2_fewshot.plugin import Plugins, Run, Step
@@ -260,7 +260,7 @@ def test_estimates_once_and_keeps_it_beside_the_source(source, monkeypatch):
 
 
 def test_keeps_it_in_the_cache_where_the_source_is_read_only(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(ewc.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(fisher_file.os, "access", lambda path, mode: False)
     monkeypatch.setenv("STYLEGAN2_FEWSHOT_CACHE", str(tmp_path / "cache"))
     make(source, samples=2)
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npz"]

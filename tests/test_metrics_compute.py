@@ -389,11 +389,13 @@ def test_labels_are_drawn_from_the_data_set(tmp_path):
     assert 30 < labels[:, 0].sum() < 70
 
 
-def test_labels_pass_through_what_conditions_them(ten):
-    subject = Subject(ToyGenerator(), condition=lambda c: torch.ones(len(c), 2))
-    plain = extract(features.Fakes(Subject(ToyGenerator()), 3), flat)
-    raised = extract(features.Fakes(subject, 3), flat)
-    assert raised.gt(plain).float().mean() > 0.9
+def test_labels_may_come_from_elsewhere(ten):
+    pool = features.Pool(torch.eye(2)[1:])
+    names = ["lpips1k_intra"]
+    results = metrics.compute(names, ToyGenerator(c_dim=2), ten, show=False, labels=pool)
+    assert [result["metric"] for result in results] == names
+    labels = Subject(ToyGenerator(c_dim=2), pool).draw_labels(5, torch.Generator())
+    assert labels.tolist() == [[0, 1]] * 5
 
 
 def test_group_size_falls_with_the_resolution():

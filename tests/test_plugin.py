@@ -54,7 +54,7 @@ def test_misspelt_hook_is_a_type_error(empty_registry):
         def penalize(self, step):
             return None
 
-    with pytest.raises(TypeError, match="'penalize' is no hook; hooks are setup, trainable"):
+    with pytest.raises(TypeError, match="'penalize' is no hook; hooks are condition, setup"):
         register("mine")(Mine)
     assert registry() == {}
 
@@ -97,8 +97,8 @@ class Scale(Plugin):
     def augment(self, img, step):
         return img * 3
 
-    def condition(self, c, img):
-        return c * 3
+    def condition(self, dataset):
+        return dataset * 3
 
     def real_images(self, img, c, step):
         return img * 3, c * 3
@@ -114,8 +114,8 @@ class Shift(Plugin):
     def augment(self, img, step):
         return img + 1
 
-    def condition(self, c, img):
-        return c + 1
+    def condition(self, dataset):
+        return dataset + 1
 
     def real_images(self, img, c, step):
         return img + 1, c + 1

@@ -14,6 +14,9 @@ from stylegan2_fewshot.ops import backend
 from . import networks as nets
 from . import pickles, sources
 from .dataset import ImageDataset
+from .widening import widened
+
+Pair = tuple[nn.Module, nn.Module]
 
 
 def set_up_torch(options: Mapping[str, Any]) -> None:
@@ -27,8 +30,13 @@ def set_up_torch(options: Mapping[str, Any]) -> None:
 
 def networks(
     options: Mapping[str, Any], dataset: ImageDataset, device: torch.device
-) -> tuple[nn.Module, nn.Module, nn.Module, str | None]:
-    """Return G, D, G_ema in training mode, and the path of the pickle that they come from."""
+) -> tuple[nn.Module, nn.Module, nn.Module, str | None, Pair | None]:
+    """Return G, D, G_ema in training mode, and the path of the pickle that they come from.
+
+    An unconditional source is widened where the data set has labels; G and D as they were before
+    come last then.
+    """
+    before = None
     if options["resume"] is None:
         common = dict(
             c_dim=dataset.label_dim,
@@ -45,17 +53,22 @@ def networks(
         _refuse_misfit(options, dataset, source.G)
         for key, net in zip("GD", found[:2], strict=True):
             _refuse_contradiction(options, key, net)
+        if dataset.label_dim and not source.G.c_dim:
+            before = tuple(net.to(device) for net in found[:2])
+            found = tuple(widened(net, dataset.label_dim) for net in found)
     G, D, G_ema = (net.train().requires_grad_(False).to(device) for net in found)
-    return G, D, G_ema, path
+    return G, D, G_ema, path, before
 
 
 def _refuse_misfit(options: Mapping[str, Any], dataset: ImageDataset, G: nn.Module) -> None:
-    """Raise unless the source network makes images and takes labels like the data set's."""
+    """Raise unless the source network makes images like the data set's, and can take its labels."""
     wanted = {
         "pixels a side": (dataset.resolution, G.img_resolution),
         "channels": (dataset.num_channels, G.img_channels),
         "numbers in a label": (dataset.label_dim, G.c_dim),
     }
+    if G.c_dim == 0:
+        del wanted["numbers in a label"]
     for what, (mine, theirs) in wanted.items():
         if mine != theirs:
             raise ValueError(

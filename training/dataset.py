@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import itertools
@@ -79,7 +80,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         if not self.file_names:
             raise ValueError(f"{path}: no images in it; need .png, .jpg or .webp files")
         self._mode, self.resolution = self._scan()
-        self._labels = self._read_labels() if use_labels else None
+        # Of the images, and of their mirror images.
+        self._labels = np.stack([self._read_labels()] * 2) if use_labels else None
         self._chosen = _choose(len(self.file_names), max_size, seed)
         self._decoded = self._decode()
 
@@ -119,7 +121,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
     def label_dim(self) -> int:
         if self._labels is None:
             return 0
-        return int(self._labels.max() + 1 if self.has_onehot_labels else self._labels.shape[1])
+        return int(self._labels.max() + 1 if self.has_onehot_labels else self._labels.shape[2])
 
     @property
     def label_shape(self) -> list[int]:
@@ -136,8 +138,21 @@ class ImageDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         """Return which file an item comes from, whether it is mirrored, and its label as given."""
         flipped, position = self._locate(index)
         raw_idx = self._chosen[position]
-        raw_label = np.zeros(0, np.float32) if self._labels is None else self._labels[raw_idx]
+        empty = np.zeros(0, np.float32)
+        raw_label = empty if self._labels is None else self._labels[int(flipped), raw_idx]
         return Details(int(raw_idx), flipped, np.asarray(raw_label))
+
+    def with_labels(self, labels: np.ndarray) -> ImageDataset:
+        """Return the same images with other labels.
+
+        Args:
+            labels: Float32 `[2, files, label_dim]`, for the images in `file_names` and for their
+                mirror images.
+        """
+        other = copy.copy(self)
+        other.__dict__.pop("label_dim", None)
+        other._labels = labels
+        return other
 
     def files(self) -> Iterator[tuple[str, bytes]]:
         """Yield name and bytes of every file in use."""

@@ -47,6 +47,7 @@ class State:
     optimizers: dict[str, torch.optim.Optimizer]
     plugins: Plugins
     loss: StyleGAN2Loss
+    dataset: ImageDataset
     cur_nimg: int = 0
     best: dict[str, Any] | None = None
     snapshots_since_best: int = 0
@@ -93,12 +94,12 @@ def train(options: Mapping[str, Any], run_dir: Path, device: torch.device) -> No
         ValueError: The options do not fit the data set or the source network.
     """
     construction.set_up_torch(options)
-    dataset = ImageDataset(**options["dataset"])
-    state, source = construct(options, dataset, device)
+    state, source = construct(options, ImageDataset(**options["dataset"]), device)
     saved = checkpoint.load_newest(run_dir, device)
     if saved is not None:
         state.load(saved)
     log = run_log.RunLog(run_dir, state.cur_nimg)
+    dataset = state.dataset
     log.say(construction.summary(options, dataset, state.G, state.D, source, state.cur_nimg))
     run = _Run(options, run_dir, device, dataset, state, log)
     run.choose_metrics()
@@ -111,10 +112,11 @@ def construct(
 ) -> tuple[State, str | None]:
     """Build networks, plugins and optimizers; return them and the source network's path."""
     torch.manual_seed(seed_of(options["seed"], "init"))
-    G, D, G_ema, source = construction.networks(options, dataset, device)
     plugins = Plugins.create(options["plugins"])
-    shape = dict(batch_size=options["batch_size"], seed=options["seed"])
-    plugins.setup(Run(G, D, dataset=dataset, device=device, resumed=source, G_ema=G_ema, **shape))
+    dataset = plugins.condition(dataset)
+    G, D, G_ema, path, source = construction.networks(options, dataset, device)
+    rest = dict(batch_size=options["batch_size"], seed=options["seed"], resumed=path, source=source)
+    plugins.setup(Run(G, D, dataset=dataset, device=device, G_ema=G_ema, **rest))
     _dist.broadcast_([t for net in (G, D, G_ema, plugins) for t in net.state_dict().values()])
     loss = StyleGAN2Loss(device, G.mapping, G.synthesis, D, plugins, **options["loss"])
     trained, optimizers = {}, {}
@@ -126,7 +128,7 @@ def construct(
             raise ValueError(f"no parameter of {name} is left to train; freeze fewer layers")
         interval = options[f"{name}_reg_interval"]
         optimizers[name] = _optimizer(trained[name], options[f"{name}_opt"], interval)
-    return State(G, D, G_ema, optimizers, plugins, loss, trained=trained), source
+    return State(G, D, G_ema, optimizers, plugins, loss, dataset, trained=trained), path
 
 
 def _optimizer(
@@ -297,7 +299,6 @@ class _Run:
             return
         z = np.random.RandomState(0).randn(len(self._shown), self.state.G.z_dim)
         c = _labels(self.dataset, self._shown).to(self.device)
-        c = self.state.plugins.condition(c)
         batches = zip(
             torch.from_numpy(z).float().to(self.device).split(16), c.split(16), strict=True
         )
@@ -318,6 +319,7 @@ class _Run:
                 augment_pipe=next((pipe for pipe in pipes if pipe is not None), None),
                 training_set_kwargs=dict(self.options["dataset"]),
             )
+            self.state.plugins.snapshot(path)
         return path
 
     def _measure(self, path: Path) -> bool:
@@ -332,7 +334,6 @@ class _Run:
             self._reference(),
             device=self.device,
             seed=self.options["seed"],
-            condition=self.state.plugins.condition,
             kimg=self.state.cur_nimg / 1000,
             snapshot=path.name,
         )
@@ -356,8 +357,10 @@ class _Run:
         if metrics.is_better(result, state.best):
             state.best, state.snapshots_since_best = result, 0
             if _dist.rank() == 0:
-                with path.open("rb") as source, replacing(path.with_name(BEST_FILE)) as copied:
+                best = path.with_name(BEST_FILE)
+                with path.open("rb") as source, replacing(best) as copied:
                     shutil.copyfileobj(source, copied)
+                state.plugins.snapshot(best)
 
     def _save_checkpoint(self) -> None:
         if _dist.rank() == 0:

@@ -1,0 +1,250 @@
+"""The data instance prior's experiment: does it help, and does a condition mean anything?
+
+    python examples/instance_prior.py [--kimg=12] [--out=out/instance-prior]
+
+On the ten-shot target and on a hundred-shot one, adapts the example network without and with the
+prior, of two backbones, and with EWC and APA beside it, and writes docs/instance-prior.md with its
+pictures. A larger --kimg is a larger experiment; an interrupted one goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from experiment import (
+    ROOT,
+    Trial,
+    last_and_best,
+    last_snapshot,
+    markdown,
+    real_images,
+    run,
+    samples,
+    train,
+)
+from make_data import base_code_point, write_zip
+
+from metrics import detectors, results
+from stylegan2_fewshot.files import write_text
+from stylegan2_fewshot.prior import instances
+from training import grids
+from training.dataset import ImageDataset
+
+SOURCE = Path("examples/noto-portraits-64.pkl")
+TEN = Path("examples/twemoji-ten.zip")
+HELDOUT = Path("examples/twemoji-heldout.zip")
+BACKBONES = ("mobilenetv2", "vgg16")
+COMMON = f"--resume={SOURCE} --mirror=1 --batch=16 --gamma=0.2 --pl-weight=0 --tick=1 --snap=1000"
+METRICS = {  # by the heading of their column
+    "KID": "kid5k_full@mobilenetv2",
+    "intra-LPIPS": "lpips1k_intra",
+    "precision": "pr5k3_full_precision@mobilenetv2",
+    "recall": "pr5k3_full_recall@mobilenetv2",
+    "nearness": "nn1k_ratio",
+    "copies": "nn1k_copies",
+}
+IN_LOOP = "kid5k_full@mobilenetv2,lpips1k_intra,pr5k3_full@mobilenetv2,nn1k"
+BETWEEN = "kid5k_full@mobilenetv2,nn1k"  # measured once more, with conditions by mixup
+PER_CONDITION = 4
+SHOWN = 6
+
+
+def hundred(folder: Path) -> tuple[Path, Path]:
+    """Write the hundred-shot target and its held-out images; no drawing is in both.
+
+    Half of the drawings of the ten-shot target's held-out archive, of which a hundred images are
+    chosen, and the other half.
+    """
+    pngs = dict(ImageDataset(ROOT / HELDOUT).files())
+    bases = sorted({base_code_point(name) for name in pngs})
+    rng = np.random.RandomState(0)
+    ours = set(rng.permutation(bases)[: len(bases) // 2])
+    mine = sorted(name for name in pngs if base_code_point(name) in ours)
+    chosen = rng.permutation(mine)[:100]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / "twemoji-hundred.zip", folder / "twemoji-rest.zip"
+    write_zip(paths[0], {name: pngs[name] for name in chosen})
+    write_zip(paths[1], {n: png for n, png in pngs.items() if base_code_point(n) not in ours})
+    return paths
+
+
+def features(data: Path, out: Path) -> dict[str, Path]:
+    """Compute the features of a target that are missing; return their files by backbone."""
+    found = {name: out / f"{data.stem}-{name}.npz" for name in BACKBONES}
+    for name, path in found.items():
+        if not (ROOT / path).exists():
+            command = f"-m stylegan2_fewshot.prior features {data} --backbone={name} --out={path}"
+            run(command, ROOT / out / "features.txt")
+    return found
+
+
+def trials(data: Path, heldout: Path, priors: dict[str, Path], kimg: str) -> list[Trial]:
+    """Return the runs of one target."""
+    mobilenet, vgg = (f"--prior={path}" for path in priors.values())
+    methods = {
+        "no prior": "--aug=noaug",
+        "mobilenetv2 prior": f"--aug=noaug {mobilenet}",
+        "vgg16 prior": f"--aug=noaug {vgg}",
+        "vgg16 prior + EWC": f"--aug=noaug {vgg} --ewc-lambda=300 --ewc-samples=200",
+        "vgg16 prior + APA": f"--aug=apa {vgg}",
+    }
+    same = f"--data={data} --metricdata={heldout} {COMMON} --metrics={IN_LOOP} --kimg={kimg}"
+    return [Trial(name, f"{same} {how}") for name, how in methods.items()]
+
+
+def measured_between(network: Path, heldout: Path) -> dict[str, float]:
+    """Return metrics with conditions between those of training; computed once."""
+    out = network.parent / "mixup"
+    if len(results.read(out)) < len(BETWEEN.split(",")):
+        options = f"--metricdata={heldout} --metrics={BETWEEN} --prior-sample=mixup --out={out}"
+        run(f"-m metrics {network} {options}", network.parent / "mixup.txt")
+    return {k: v for found in results.read(out).values() for k, v in found[-1]["results"].items()}
+
+
+@functools.lru_cache(maxsize=2)
+def embedded(data: Path) -> torch.Tensor:
+    """Return LPIPS vectors of a target's images `[2, N, F]`, mirror images second."""
+    images = real_images(ROOT / data, sys.maxsize)
+    return torch.stack([lpips(images), lpips(images.flip(3))])
+
+
+def lpips(images: torch.Tensor) -> torch.Tensor:
+    """Return vectors whose squared distance is LPIPS (VGG), of images in [-1, 1]."""
+    detector = detectors.load("lpips-vgg16")
+    return torch.cat([detector((part + 1) * 127.5) for part in images.split(8)])
+
+
+def retrieval(network: Path, data: Path, priors: Path | None) -> tuple[float, float]:
+    """Return the mean rank, from 1, of the conditioning image and how often it is the first.
+
+    For every training image, a few samples are drawn from its condition, and all training images
+    are ordered by their LPIPS to each sample, an image and its mirror image counting as one.
+
+    Args:
+        network: Network pickle.
+        data: Training images.
+        priors: Features of the training images; None for a network without conditions.
+    """
+    real = embedded(data)
+    ranks = []
+    for index in range(real.shape[1]):
+        seeds = range(index * PER_CONDITION, (index + 1) * PER_CONDITION)
+        fake = lpips(samples(network, seeds, label=_label(priors, index)))
+        distances = torch.cdist(fake, real.flatten(0, 1)).view(len(fake), 2, -1).amin(1)
+        ranks.append((distances < distances[:, [index]]).sum(1) + 1)
+    found = torch.cat(ranks).float()
+    return found.mean().item(), (found == 1).float().mean().item()
+
+
+def _label(priors: Path | None, index: int) -> torch.Tensor | None:
+    return None if priors is None else instances.load(ROOT / priors).vectors[0, index]
+
+
+def picture(path: Path, network: Path, data: Path, priors: Path) -> None:
+    """Write a row for each of a few training images: the image, and samples of its condition."""
+    real = real_images(ROOT / data, SHOWN)
+    rows = []
+    for index, image in enumerate(real):
+        fakes = samples(network, range(8), psi=0.8, label=_label(priors, index))
+        rows.append((f"image {index}", torch.cat([image[None], fakes])))
+    grids.save_png(path, grids.labelled_rows(rows))
+
+
+def table(runs: dict[Trial, Path], data: Path, heldout: Path, priors: dict[str, Path]) -> str:
+    """Return the results on one target as Markdown."""
+    number = len(ImageDataset(ROOT / data).file_names)
+    rows = []
+    for trial, folder in runs.items():
+        last, _ = last_and_best(folder, IN_LOOP.partition(",")[0])
+        network, own = last_snapshot(folder), priors.get(trial.method.partition(" ")[0])
+        rank, first = retrieval(network, data, own)
+        row = [trial.method, *(f"{last[name]:.3f}" for name in METRICS.values())]
+        rows.append([*row, f"{rank:.2f}", f"{first:.2f}"])
+        if own:
+            between = measured_between(network, heldout)
+            cells = (between.get(name) for name in METRICS.values())
+            rows.append(
+                ["... between conditions", *("" if x is None else f"{x:.3f}" for x in cells)]
+            )
+            rows[-1] += ["", ""]
+    rows.append(["chance", *[""] * len(METRICS), f"{(number + 1) / 2:.2f}", f"{1 / number:.2f}"])
+    return markdown(["method", *METRICS, "rank", "first"], rows)
+
+
+def section(
+    title: str, data: Path, heldout: Path, *, out: Path, docs: Path, kimg: str
+) -> tuple[str, list[str]]:
+    """Run the experiment on one target; return its part of the report, and the commands."""
+    priors = features(data, out)
+    chosen = trials(data, heldout, priors, kimg)
+    runs = train(chosen, out / data.stem)
+    name = f"instance-prior-{data.stem}.png"
+    shown = next(trial for trial in chosen if trial.method == "vgg16 prior")
+    picture(docs / name, last_snapshot(runs[shown]), data, priors["vgg16"])
+    text = f"## {title}\n\n{table(runs, data, heldout, priors)}\n\n![{title}]({name})\n"
+    return text, [f"python {trial.command(out / data.stem)}" for trial in chosen]
+
+
+REPORT = """# The data instance prior
+
+Mangla et al., WACV 2022: G and D are conditioned on what a pretrained network sees in an image.
+All numbers and pictures are of one command, after {kimg} kimg, one seed:
+
+    {command}
+
+**KID**, **precision** and **recall**: 5,000 samples against all held-out images, MobileNetV2.
+**Intra-LPIPS**: 1,000 samples, higher is more diverse. **Nearness**: distance of samples to the
+training images relative to that of held-out images; low is copying; **copies** is the share of
+samples nearer to a training image than nearly all held-out ones. Networks with a prior are sampled
+at the conditions of their training images, and, *between conditions*, at mixtures of two
+(`--prior-sample=mixup`). KID has MobileNetV2 features, and so has one prior: compare that prior
+with the others by the rest.
+
+**Rank**: {samples} samples are drawn from the condition of each training image, and all training
+images are sorted by LPIPS to the sample: mean place of the conditioning image. **First**: how
+often it is the first. Without a prior a sample has no conditioning image, and the row shows chance.
+
+In the pictures each row has a training image, then eight samples from its condition (VGG16 prior,
+psi 0.8, the same eight latents in every row).
+
+{sections}
+## The commands
+
+{commands}
+
+The hundred images are of one half of the drawings in `twemoji-heldout.zip`, chosen with a fixed
+seed; the other half is what they are measured against (`hundred` in `examples/instance_prior.py`).
+"""
+
+
+@click.command()
+@click.option("--kimg", default="12", show_default=True, help="Length of each training.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("out/instance-prior"), show_default=True
+)
+@click.option("--docs", type=click.Path(path_type=Path), default=ROOT / "docs", help="Report.")
+def main(kimg: str, out: Path, docs: Path) -> None:
+    """Measure what the data instance prior does, and write docs/instance-prior.md."""
+    targets = {"Ten shots": (TEN, HELDOUT), "A hundred shots": hundred(out)}
+    docs.mkdir(parents=True, exist_ok=True)
+    parts = [
+        section(title, *where, out=out, docs=docs, kimg=kimg) for title, where in targets.items()
+    ]
+    text = REPORT.format(
+        kimg=kimg,
+        command=f"python examples/instance_prior.py --kimg={kimg}",
+        samples=PER_CONDITION,
+        sections="\n".join(text for text, _ in parts),
+        commands="\n".join(f"    {line}" for _, commands in parts for line in commands),
+    )
+    write_text(docs / "instance-prior.md", text)
+    click.echo(docs / "instance-prior.md")
+
+
+if __name__ == "__main__":
+    main()

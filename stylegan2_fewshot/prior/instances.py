@@ -1,0 +1,99 @@
+"""The files of the data instance prior: features of a data set, and conditions of a network."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import stamped
+
+MOST_CONDITIONS = 1000
+_COMMAND = "python -m stylegan2_fewshot.prior features"
+
+
+@dataclass(frozen=True)
+class Instances:
+    """Feature vectors of unit length, and the backbone that they come from.
+
+    Attributes:
+        vectors: Float32: `[2, N, F]` of the images of a data set and of their mirror images, or
+            `[M, F]`, conditions to sample from.
+        meta: `backbone`, `backbone_sha256` and `resize`, and, of a data set, `files`: the SHA-256
+            of each file by name, in the order of the vectors.
+    """
+
+    vectors: Tensor
+    meta: dict[str, Any]
+
+    def refuse_other_backbone(self, other: Instances, path: Path) -> None:
+        """Raise ValueError unless `other`, of the network at `path`, is of the same backbone."""
+        if self.meta["backbone_sha256"] != other.meta["backbone_sha256"]:
+            raise ValueError(
+                f"--prior: its features are of {self.meta['backbone']}, but {path} was conditioned "
+                f"on those of {other.meta['backbone']}; compute them with that backbone"
+            )
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Return vectors `[..., F]` scaled to length 1."""
+    return F.normalize(vectors, dim=-1)
+
+
+def save(path: Path, instances: Instances) -> None:
+    """Write features or conditions; the file is complete or absent."""
+    stamped.write(path, {"vectors": instances.vectors}, instances.meta)
+
+
+def load(path: Path) -> Instances:
+    """Read features or conditions; nothing in the file is executed.
+
+    Raises:
+        ValueError: It is no such file, truncated, or its numbers were altered.
+    """
+    tensors, meta = stamped.read(path, "file of features", f"make it with {_COMMAND}")
+    if "vectors" not in tensors or "backbone_sha256" not in meta:
+        raise ValueError(f"{path}: not a file of features; make it with {_COMMAND}")
+    return Instances(tensors["vectors"], meta)
+
+
+def companion(network: Path) -> Path:
+    """Return where the conditions of a network pickle belong, beside it."""
+    return network.with_suffix(".prior.npz")
+
+
+def digest(data: bytes) -> str:
+    """Return what an image file is recognised by."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def labels_of(dataset: Any, instances: Instances) -> np.ndarray:
+    """Return the features as labels `[2, files, F]` of a data set; zeros where it uses no image.
+
+    Raises:
+        ValueError: An image in use is not among those that the features are of.
+    """
+    files = instances.meta.get("files", {})
+    for name, data in dataset.files():
+        if files.get(name) != digest(data):
+            raise ValueError(
+                f"--prior: holds no features of {name} as it is in {dataset.path}; compute those "
+                f"of this data set: {_COMMAND} {dataset.path}"
+            )
+    rows = {name: row for row, name in enumerate(files)}
+    known = [i for i, name in enumerate(dataset.file_names) if name in rows]
+    labels = np.zeros((2, len(dataset.file_names), instances.vectors.shape[-1]), np.float32)
+    labels[:, known] = instances.vectors[:, [rows[dataset.file_names[i]] for i in known]].numpy()
+    return labels
+
+
+def conditions_of(dataset: Any) -> Tensor:
+    """Return the labels `[M, F]` of a data set, or of a random part of it if there are many."""
+    chosen = np.random.RandomState(0).permutation(len(dataset))[:MOST_CONDITIONS]
+    return torch.from_numpy(np.stack([dataset.get_label(int(i)) for i in sorted(chosen)]))

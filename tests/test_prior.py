@@ -1,0 +1,350 @@
+"""The data instance prior: features, warm start, training, sampling, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import generate
+from metrics import __main__ as metrics_command
+from metrics import detectors, registry
+from stylegan2_fewshot import Run, Step, fisher_file
+from stylegan2_fewshot.ewc import EWC
+from stylegan2_fewshot.fisher_file import Fisher
+from stylegan2_fewshot.options import describe
+from stylegan2_fewshot.prior import Prior, __main__, instances
+from stylegan2_fewshot.prior.instances import Instances, companion
+from training import conditions, pickles, training_loop
+from training.dataset import ImageDataset
+from training.networks import Discriminator, Generator
+from training.widening import widened
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
+SOURCES = ["tests/golden/d_orig.pkl", "examples/noto-portraits-64.pkl"]
+DIM = 6
+
+
+class Backbone(torch.nn.Module):
+    """Means of a few regions: a network that sees which image is which, and mirroring."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(images, [1, 2]).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """Return the path of a TorchScript backbone of six numbers."""
+    path = tmp_path_factory.mktemp("backbone") / "regions.pt"
+    torch.jit.script(Backbone()).save(path)
+    return str(path)
+
+
+def run_features(*arguments):
+    return CliRunner().invoke(__main__.main, ["features", *map(str, arguments)])
+
+
+@pytest.fixture
+def features(tiny_data, backbone, tmp_path):
+    out = tmp_path / "features.npz"
+    result = run_features(tiny_data, f"--backbone={backbone}", f"--out={out}")
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Return an unconditional network pickle that fits the tiny options."""
+    torch.manual_seed(0)
+    widths = dict(channel_base=128, channel_max=8)
+    G = Generator(8, 0, 8, 16, 3, dict(num_layers=2), widths)
+    D = Discriminator(0, 16, 3, **widths, epilogue_kwargs=dict(mbstd_group_size=2))
+    pickles.save(tmp_path / "source.pkl", G=G, D=D, G_ema=G)
+    return tmp_path / "source.pkl"
+
+
+# Warm start
+
+
+@pytest.mark.parametrize("path", SOURCES)
+@pytest.mark.parametrize("c_dim", [1, 512])
+def test_widened_networks_are_the_same_functions(path, c_dim):
+    nets = pickles.load(ROOT / path)
+    z, c = torch.randn(4, nets.G.z_dim), torch.randn(4, c_dim)
+    for G in (nets.G, nets.G_ema):
+        exact = dict(noise_mode="const", force_fp32=True)
+        before, after = G(z, None, **exact), widened(G, c_dim)(z, c, **exact)
+        assert (after - before).abs().max() <= 1e-5 * max(1, before.abs().max())
+    logits = nets.D(before, None, force_fp32=True)
+    ours = widened(nets.D, c_dim)(before, c, force_fp32=True)
+    torch.testing.assert_close(ours, logits, atol=1e-5, rtol=0)
+
+
+def test_widened_networks_can_learn_of_the_label(source):
+    nets = pickles.load(source)
+    G, D = (widened(net, 4).requires_grad_(True) for net in (nets.G, nets.D))
+    c = torch.eye(4)
+    D(G(torch.randn(4, 8), c, noise_mode="const"), c).square().sum().backward()
+    assert (G.mapping.fc0.weight.grad[:, 8:] != 0).all()
+    assert D.mapping.fc7.weight.grad.abs().sum(1).min() > 0
+    rows = D.mapping.fc7.weight.grad[1:]
+    assert not torch.allclose(rows[0], rows[1])  # no symmetry that would stay
+
+
+def test_g_and_its_average_get_the_same_layers_and_no_random_number_is_used_up(source):
+    nets = pickles.load(source)
+    state = torch.random.get_rng_state()
+    weights = [widened(net, 3).mapping.embed.weight for net in (nets.G, nets.G_ema)]
+    assert torch.equal(*weights)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_ewc_holds_what_the_source_has_and_leaves_the_rest_free(source, tmp_path):
+    nets = pickles.load(source)
+    named = dict(nets.G.named_parameters())
+    values = {f"G.{name}": torch.rand(p.shape) for name, p in named.items()}
+    meta = {"likelihood": fisher_file.LIKELIHOOD, "standard_error": {}}
+    meta["source_sha256"] = fisher_file.sha256_of(source)
+    fisher_file.save(tmp_path / "F.npz", Fisher(values, meta))
+    penalties = []
+    for G, before in ((nets.G, None), (widened(nets.G, 3), (nets.G, nets.D))):
+        plugin = EWC(lambda_=1.0, fisher=str(tmp_path / "F.npz"))
+        plugin.setup(Run(G, nets.D, resumed=str(source), source=before))
+        weight = G.mapping.fc0.weight.data
+        weight[:, :8] += 0.5 / G.mapping.fc0.weight_gain  # the same change of the function
+        G.synthesis.b8.conv0.weight.data += 0.1
+        penalties.append(plugin.penalty(Step("Gmain", logits=torch.zeros(1, 1))))
+    torch.testing.assert_close(*penalties)
+    G.mapping.fc0.weight.data[:, 8:] += 1
+    G.mapping.embed.weight.data += 1
+    assert plugin.penalty(Step("Gmain", logits=torch.zeros(1, 1))) == penalties[1]
+
+
+# Features
+
+
+def test_features_are_of_unit_length_and_of_both_sides(features, tiny_data, backbone):
+    found = instances.load(features)
+    assert found.vectors.shape == (2, 8, DIM)
+    torch.testing.assert_close(found.vectors.norm(dim=-1), torch.ones(2, 8))
+    mirrored = found.vectors[1].view(8, 3, 2).flip(2).flatten(1)
+    torch.testing.assert_close(found.vectors[0], mirrored, atol=1e-4, rtol=0)
+    assert list(found.meta["files"]) == [f"{number}.png" for number in range(8)]
+    assert found.meta["backbone_sha256"] == fisher_file.sha256_of(Path(backbone))
+
+
+def test_exported_program_is_a_backbone(tiny_data, backbone, features, tmp_path):
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    program = torch.export.export(
+        Backbone(), (torch.zeros(2, 3, 224, 224),), dynamic_shapes=[batch]
+    )
+    torch.export.save(program, tmp_path / "regions.pt2")
+    out = tmp_path / "exported.npz"
+    result = run_features(tiny_data, f"--backbone={tmp_path / 'regions.pt2'}", f"--out={out}")
+    assert result.exit_code == 0, result.output
+    ours, theirs = (instances.load(path).vectors for path in (out, features))
+    torch.testing.assert_close(ours, theirs)
+    (tmp_path / "junk.pt2").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"junk\.pt2: not a file of torch\.export"):
+        detectors.load(str(tmp_path / "junk.pt2"))
+
+
+def test_labels_are_the_features_of_each_image_in_use(features, tiny_data):
+    vectors = instances.load(features).vectors
+    dataset = ImageDataset(tiny_data, max_size=3, xflip=True, seed=1)
+    labelled = Prior(prior=str(features)).condition(dataset)
+    assert labelled.label_dim == DIM and dataset.label_dim == 0 and len(labelled) == 6
+    for index in range(6):
+        details = labelled.get_details(index)
+        expected = vectors[int(details.xflip), details.raw_idx].numpy()
+        np.testing.assert_array_equal(labelled[index][1], expected)
+
+
+# Training
+
+
+@pytest.fixture
+def options(tiny_options, features, source):
+    plugins = {"apa": {"target": -1.0, "kimg": 0.1}, "ewc": {"lambda_": 1.0, "samples": 2}}
+    plugins |= {"prior": {"prior": str(features)}}
+    return {**tiny_options, "plugins": plugins, "resume": str(source), "total_kimg": 0.016}
+
+
+@pytest.fixture
+def trained(options, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    training_loop.train(options, folder, CPU)
+    return folder / "network-snapshot-000000.pkl"
+
+
+def test_training_gives_a_conditional_network_and_its_conditions(trained, features, source):
+    G = pickles.load(trained).G_ema
+    assert G.c_dim == DIM and not torch.equal(G.mapping.fc0.weight[:, 8:], torch.zeros(8, 8))
+    kept = instances.load(companion(trained))
+    assert kept.vectors.shape == (16, DIM) and "files" not in kept.meta
+    assert set(map(tuple, kept.vectors.tolist())) == set(
+        map(tuple, instances.load(features).vectors.flatten(0, 1).tolist())
+    )
+
+
+def test_resumes_bit_for_bit(options, trained, tmp_path):
+    folder = tmp_path / "halves"
+    folder.mkdir()
+    training_loop.train({**options, "total_kimg": 0.008}, folder, CPU)
+    training_loop.train(options, folder, CPU)
+    states = [pickles.load(path).G.state_dict() for path in (trained, folder / trained.name)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def construct(options):
+    return training_loop.construct(options, ImageDataset(**options["dataset"]), CPU)
+
+
+def test_mistakes_of_training_are_one_line_each(options, trained, features, tiny_data, tmp_path):
+    with pytest.raises(ValueError, match="leave --cond away"):
+        labels = {"labels": [[f"{number}.png", number] for number in range(8)]}
+        (tiny_data / "dataset.json").write_text(json.dumps(labels))
+        construct({**options, "dataset": {**options["dataset"], "use_labels": True}})
+    other = instances.load(features)
+    wider = Instances(torch.cat([other.vectors] * 2, 2), other.meta)
+    instances.save(tmp_path / "wider.npz", wider)
+    resumed = {**options, "resume": str(trained), "plugins": {}}
+    resumed["plugins"] = {"prior": {"prior": str(tmp_path / "wider.npz")}}
+    with pytest.raises(ValueError, match=r"has 6 numbers in a label, .* has 12"):
+        construct(resumed)
+    meta = {**other.meta, "backbone": "vgg16", "backbone_sha256": "0" * 64}
+    instances.save(tmp_path / "vgg16.npz", Instances(other.vectors, meta))
+    resumed["plugins"] = {"prior": {"prior": str(tmp_path / "vgg16.npz")}}
+    with pytest.raises(ValueError, match=r"features are of vgg16, but .*000000\.pkl .*regions"):
+        construct(resumed)
+    Image.new("RGB", (16, 16)).save(tiny_data / "3.png")
+    with pytest.raises(ValueError, match=r"--prior: holds no features of 3\.png as it is in"):
+        construct(options)
+
+
+def test_files_that_are_none_are_refused(trained, tmp_path):
+    for content in (None, b"junk"):
+        if content:
+            (tmp_path / "x.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"x\.npz: .*python -m stylegan2_fewshot\.prior"):
+            Prior(prior=str(tmp_path / "x.npz")).condition(None)
+    with pytest.raises(ValueError, match="give those of a data set"):
+        Prior(prior=str(companion(trained))).condition(None)
+
+
+def test_a_loop_that_does_not_take_the_labels_is_refused(features, tiny_data):
+    plugin = Prior(prior=str(features))
+    with pytest.raises(ValueError, match="does not hand its labels"):
+        plugin.setup(Run(torch.nn.Identity(), torch.nn.Identity(), ImageDataset(tiny_data)))
+
+
+def test_run_directories_are_named_without_the_path():
+    assert describe({"prior": "some/where.npz", "ewc_lambda": 3.0}) == ["prior", "ewc"]
+
+
+def test_the_hundred_shots_share_no_drawing_with_what_they_are_measured_against(
+    tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    from instance_prior import base_code_point, hundred
+
+    shots, rest = (ImageDataset(path).file_names for path in hundred(tmp_path))
+    assert len(shots) == 100 and len(rest) > 300
+    assert not set(map(base_code_point, shots)) & set(map(base_code_point, rest))
+
+
+# Sampling
+
+
+@pytest.mark.parametrize(
+    ("sampling", "number"), [("train", 20), ("mixup", 1000), ("kmeans", 10), ("gmm", 1000)]
+)
+def test_sampled_conditions(sampling, number):
+    pytest.importorskip("sklearn")
+    centres = instances.unit(torch.randn(2, 5, generator=torch.Generator().manual_seed(0)))
+    near = centres.repeat_interleave(10, 0) + 0.01 * torch.randn(20, 5)
+    vectors = instances.unit(near)
+    pool = conditions.pool(vectors, sampling)
+    assert pool.shape == (number, 5) and pool.dtype == torch.float32
+    torch.testing.assert_close(pool.norm(dim=1), torch.ones(number))
+    assert torch.equal(pool, conditions.pool(vectors, sampling))
+    close = (pool @ centres.T).max(1).values > 0.99
+    assert close.float().mean() > (0.4 if sampling == "mixup" else 0.99)
+    assert (not close.all()) == (sampling == "mixup")
+
+
+def test_a_strip_between_two_conditions():
+    one, two = torch.eye(2)
+    strip = conditions.between(one, two, 3)
+    torch.testing.assert_close(strip, torch.tensor([[1, 0], [0.5**0.5] * 2, [0, 1]]))
+
+
+def run_generate(network, *arguments):
+    options = ["--network", network, "--seeds=0-1", "--outdir", network.parent / "out", *arguments]
+    return CliRunner().invoke(generate.main, list(map(str, options)))
+
+
+def test_generate_takes_an_image_s_condition(trained, tiny_data, features):
+    c = conditions.of_images([str(tiny_data / "3.png")], *_loaded(trained))
+    torch.testing.assert_close(c[0], instances.load(features).vectors[0, 3])
+    result = run_generate(trained, "--prior-image", tiny_data / "3.png")
+    assert result.exit_code == 0, result.output
+    z = torch.from_numpy(np.random.RandomState(1).randn(1, 8)).float()
+    expected = pickles.load(trained).G_ema(z, c, noise_mode="const")
+    with Image.open(trained.parent / "out" / "seed0001.png") as image:
+        ours = np.asarray(image).astype(int)
+    theirs = (expected[0] * 127.5 + 128).clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    assert np.abs(ours - theirs).max() <= 1
+
+
+def _loaded(network):
+    return instances.load(companion(network)), pickles.load(network).G_ema
+
+
+def test_generate_samples_and_mixes(trained, tiny_data):
+    mix = f"--prior-mix={tiny_data / '3.png'},{tiny_data / '4.png'}"
+    for how, width in (("--prior-sample=mixup", 16), (mix, 8 * 16)):
+        result = run_generate(trained, how, "--grid")
+        assert result.exit_code == 0, result.output
+        with Image.open(trained.parent / "out" / "seed0001.png") as image:
+            assert image.size == (width, 16)
+
+
+def test_mistakes_of_generate_are_one_line_each(trained, source, tiny_data):
+    wrong = [
+        (trained, [], "give --prior-sample, --prior-image or --prior-mix"),
+        (trained, ["--class=1"], "instead of a class"),
+        (trained, ["--class=1", "--prior-sample=train"], "give only one of"),
+        (trained, ["--prior-mix=a.png"], "name two images"),
+        (trained, ["--prior-image=nowhere.png"], "nowhere.png: cannot be read"),
+        (source, ["--prior-sample=train"], "no file .prior.npz beside it"),
+    ]
+    for network, arguments, expected in wrong:
+        result = run_generate(network, *arguments)
+        assert result.exit_code == 2 and result.output.count("\n") == 1, result.output
+        assert expected in result.output
+
+
+def test_metrics_of_a_network_with_a_prior(trained, tiny_data, backbone, monkeypatch):
+    few = replace(registry.METRICS["nn1k"], num_fakes=20)
+    monkeypatch.setitem(registry.METRICS, "nn1k", few)
+    nets = pickles.load(trained)
+    nets.G_ema.mapping.fc0.weight[:, 8:] *= 1e3  # as after longer training
+    named = dict(training_set_kwargs=nets.training_set_kwargs)
+    pickles.save(trained, G=nets.G, D=nets.D, G_ema=nets.G_ema, **named)
+    options = [trained, f"--metricdata={tiny_data}", f"--metrics=nn1k@{backbone}"]
+    found = []
+    for sampling in ("train", "mixup"):
+        options = [*options[:3], f"--prior-sample={sampling}", f"--out={trained.parent}/m"]
+        result = CliRunner().invoke(metrics_command.main, list(map(str, options)))
+        assert result.exit_code == 0, result.output
+        found.append(json.loads(result.output.strip().splitlines()[-1])["results"])
+    assert found[0] != found[1]

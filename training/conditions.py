@@ -1,0 +1,103 @@
+"""What a network with a data instance prior is conditioned on when it generates."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from stylegan2_fewshot.prior.instances import Instances, companion, load, unit
+
+from . import sources
+
+SAMPLINGS = ("train", "mixup", "kmeans", "gmm")
+POOL = 1000  # conditions drawn where a sampling has no number of its own
+MOST_CENTRES = 64
+MOST_COMPONENTS = 16
+_SEED = 0
+
+
+def beside(network: str | os.PathLike[str]) -> Instances | None:
+    """Return the conditions that lie beside a network pickle, or None if it has none."""
+    path = companion(sources.fetch(network))
+    return load(path) if path.is_file() else None
+
+
+def pool(vectors: Tensor, sampling: str) -> Tensor:
+    """Return conditions `[M, F]` of unit length to draw from, the same ones every time.
+
+    Mangla et al., WACV 2022 (arXiv 2012.04256), section 3.
+
+    Args:
+        vectors: Conditions `[N, F]` seen in training.
+        sampling: `train`: those themselves; `mixup`: points between two of them; `kmeans`: the
+            centres of clusters; `gmm`: draws from a mixture of Gaussians.
+    """
+    rng = np.random.RandomState(_SEED)
+    if sampling == "train":
+        return vectors
+    if sampling == "mixup":
+        one, two = (vectors[rng.randint(len(vectors), size=POOL)] for _ in range(2))
+        return unit(torch.lerp(one, two, torch.from_numpy(rng.rand(POOL, 1)).float()))
+    fitted = _centres(vectors) if sampling == "kmeans" else _draws(vectors)
+    return unit(torch.from_numpy(fitted).float())
+
+
+def _centres(vectors: Tensor) -> np.ndarray:
+    from sklearn.cluster import KMeans
+
+    count = min(MOST_CENTRES, (len(vectors) + 1) // 2)
+    return KMeans(count, n_init=4, random_state=_SEED).fit(vectors.numpy()).cluster_centers_
+
+
+def _draws(vectors: Tensor) -> np.ndarray:
+    from sklearn.mixture import GaussianMixture
+
+    count = max(1, min(MOST_COMPONENTS, len(vectors) // 4))
+    # In double precision: the default regularisation is too small for float32.
+    mixture = GaussianMixture(count, covariance_type="diag", random_state=_SEED)
+    return mixture.fit(vectors.double().numpy()).sample(POOL)[0]
+
+
+def between(one: Tensor, two: Tensor, steps: int) -> Tensor:
+    """Return conditions `[steps, F]` from `one` `[F]` to `two`, both included."""
+    return unit(torch.lerp(one, two, torch.linspace(0, 1, steps)[:, None]))
+
+
+def of_images(paths: Sequence[str], instances: Instances, G: Any) -> Tensor:
+    """Return the conditions `[n, F]` that images give, brought to the size of the network's.
+
+    Raises:
+        ValueError: A file is no image, or this machine has another backbone of that name.
+    """
+    from metrics import detectors
+
+    backbone = instances.meta["backbone"]
+    detector = detectors.load(backbone)
+    if detector.sha256 != instances.meta["backbone_sha256"]:
+        raise ValueError(
+            f"{backbone}: its weights have SHA-256 {detector.sha256}, those of training had "
+            f"{instances.meta['backbone_sha256']}; get the same file"
+        )
+    pixels = np.stack([_pixels(Path(path), G.img_resolution, G.img_channels) for path in paths])
+    return unit(detector(torch.from_numpy(pixels)))
+
+
+def _pixels(path: Path, resolution: int, channels: int) -> np.ndarray:
+    """Return uint8 `[C, R, R]`: the middle square of an image, as a training image would be."""
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    try:
+        with Image.open(path) as image:
+            image = image.convert("RGBA")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+    if mode != "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    square = ImageOps.fit(image.convert(mode), (resolution, resolution), Image.Resampling.LANCZOS)
+    return np.asarray(square).reshape(resolution, resolution, -1).transpose(2, 0, 1).copy()
