@@ -1,6 +1,6 @@
 """The data instance prior's experiment: does it help, and does a condition mean anything?
 
-    python examples/instance_prior.py [--kimg=12] [--out=out/instance-prior]
+    python examples/instance_prior.py [--kimg=8] [--out=out/instance-prior]
 
 On the ten-shot target and on a hundred-shot one, adapts the example network without and with the
 prior, of two backbones, and with EWC and APA beside it, and writes docs/instance-prior.md with its
@@ -223,7 +223,7 @@ seed; the other half is what they are measured against (`hundred` in `examples/i
 
 
 @click.command()
-@click.option("--kimg", default="12", show_default=True, help="Length of each training.")
+@click.option("--kimg", default="8", show_default=True, help="Length of each training.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("out/instance-prior"), show_default=True
 )
