@@ -78,9 +78,13 @@ def features(data: Path, out: Path) -> dict[str, Path]:
     found = {name: out / f"{data.stem}-{name}.npz" for name in BACKBONES}
     for name, path in found.items():
         if not (ROOT / path).exists():
-            command = f"-m stylegan2_fewshot.prior features {data} --backbone={name} --out={path}"
-            run(command, ROOT / out / "features.txt")
+            run(features_command(data, name, path), ROOT / out / "features.txt")
     return found
+
+
+def features_command(data: Path, backbone: str, out: Path) -> str:
+    """Return the command line, without `python`."""
+    return f"-m stylegan2_fewshot.prior features {data} --backbone={backbone} --out={out}"
 
 
 def trials(data: Path, heldout: Path, priors: dict[str, Path], kimg: str) -> list[Trial]:
@@ -187,7 +191,9 @@ def section(
     shown = next(trial for trial in chosen if trial.method == "vgg16 prior")
     picture(docs / name, last_snapshot(runs[shown]), data, priors["vgg16"])
     text = f"## {title}\n\n{table(runs, data, heldout, priors)}\n\n![{title}]({name})\n"
-    return text, [f"python {trial.command(out / data.stem)}" for trial in chosen]
+    commands = [features_command(data, *prior) for prior in priors.items()]
+    commands += [trial.command(out / data.stem) for trial in chosen]
+    return text, [f"python {command}" for command in commands]
 
 
 REPORT = """# The data instance prior
