@@ -1,6 +1,6 @@
 """The data instance prior's experiment: does it help, and does a condition mean anything?
 
-    python examples/instance_prior.py [--kimg=12] [--out=out/instance-prior]
+    python examples/instance_prior.py [--kimg=8] [--out=out/instance-prior]
 
 On the ten-shot target and on a hundred-shot one, adapts the example network without and with the
 prior, of two backbones, and with EWC and APA beside it, and writes docs/instance-prior.md with its
@@ -78,9 +78,13 @@ def features(data: Path, out: Path) -> dict[str, Path]:
     found = {name: out / f"{data.stem}-{name}.npz" for name in BACKBONES}
     for name, path in found.items():
         if not (ROOT / path).exists():
-            command = f"-m stylegan2_fewshot.prior features {data} --backbone={name} --out={path}"
-            run(command, ROOT / out / "features.txt")
+            run(features_command(data, name, path), ROOT / out / "features.txt")
     return found
+
+
+def features_command(data: Path, backbone: str, out: Path) -> str:
+    """Return the command line, without `python`."""
+    return f"-m stylegan2_fewshot.prior features {data} --backbone={backbone} --out={out}"
 
 
 def trials(data: Path, heldout: Path, priors: dict[str, Path], kimg: str) -> list[Trial]:
@@ -187,7 +191,9 @@ def section(
     shown = next(trial for trial in chosen if trial.method == "vgg16 prior")
     picture(docs / name, last_snapshot(runs[shown]), data, priors["vgg16"])
     text = f"## {title}\n\n{table(runs, data, heldout, priors)}\n\n![{title}]({name})\n"
-    return text, [f"python {trial.command(out / data.stem)}" for trial in chosen]
+    commands = [features_command(data, *prior) for prior in priors.items()]
+    commands += [trial.command(out / data.stem) for trial in chosen]
+    return text, [f"python {command}" for command in commands]
 
 
 REPORT = """# The data instance prior
@@ -223,7 +229,7 @@ seed; the other half is what they are measured against (`hundred` in `examples/i
 
 
 @click.command()
-@click.option("--kimg", default="12", show_default=True, help="Length of each training.")
+@click.option("--kimg", default="8", show_default=True, help="Length of each training.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("out/instance-prior"), show_default=True
 )
