@@ -187,7 +187,7 @@ def draw(figure: Any, runs: Runs) -> None:
             logits.plot(*statistics(run_dir, "Loss/scores/fake"), ":", **look)
             p.plot(*statistics(run_dir, "Augment/ada_p"), "-", **look)
             p.plot(*statistics(run_dir, "Augment/apa_p"), ":", **look)
-    distance.set(title=DISTANCE, yscale="log")
+    distance.set(title=DISTANCE)
     logits.set(title="D's logits: real —, fake ···")
     memory.set(title="overfitting of D, r_v", xlabel="kimg")
     p.set(title="p: ADA —, APA ···", xlabel="kimg")
