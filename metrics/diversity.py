@@ -33,14 +33,13 @@ def assign(embeddings: Tensor, centres: Tensor) -> Tensor:
     return torch.cdist(embeddings, centres, compute_mode=direct).argmin(1)
 
 
-def choose_members(
-    assigned: Tensor, clusters: int, *, limit: int = 50, seed: int = 0
-) -> list[Tensor]:
-    """Return for each cluster the sorted indices of its members, at most `limit` by chance."""
-    rng = np.random.RandomState(seed)
-    members = [np.flatnonzero(assigned.cpu().numpy() == cluster) for cluster in range(clusters)]
-    chosen = [np.sort(rng.permutation(indices)[:limit]) for indices in members]
-    return [torch.from_numpy(indices) for indices in chosen]
+def choose_members(assigned: Tensor, clusters: int, *, limit: int = 50) -> list[Tensor]:
+    """Return for each cluster the indices of its members, the first `limit` at most.
+
+    Fakes come in the random order of their latents, so the first are a choice by chance, which the
+    seed of the latents fixes; and a fake between two clusters has no say in the others.
+    """
+    return [(assigned == cluster).nonzero().flatten()[:limit] for cluster in range(clusters)]
 
 
 def mean_pairwise(embeddings: Tensor) -> float:

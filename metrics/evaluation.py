@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from training.dataset import ImageDataset, content_hash
 
 from .detectors import Detector
-from .features import Fakes, Reals, Subject, cached, extract
+from .features import Fakes, Held, Reals, Source, Subject, cached, extract, unchanged
+
+_IN_MEMORY_BYTES = 2**28  # 5,000 fakes of up to 96 x 96 pixels, 1,000 of 256 x 256
 
 
 class Evaluation:
@@ -40,10 +43,16 @@ class Evaluation:
         self.show = show
         self._expected = expected or {}
         self._fakes: dict[Detector, Tensor] = {}
+        self._images = torch.empty(0)
 
-    def fakes(self, size: int) -> Fakes:
-        """Return the first fakes as a source of images."""
-        return Fakes(self.subject, size)
+    def fakes(self, size: int) -> Source:
+        """Return the first fakes as a source of images; small ones are made once and kept."""
+        most = max([size, *self._expected.values()])
+        if most * 4 * self.subject.G.img_resolution**2 > _IN_MEMORY_BYTES:
+            return Fakes(self.subject, size)
+        if len(self._images) < size:
+            self._images = self.extract(Fakes(self.subject, most), unchanged, "fakes")
+        return Held(self._images[:size])
 
     def fake_features(self, detector: Detector, size: int) -> Tensor:
         """Return features `[size, F]` of the first fakes, kept for the next metric."""

@@ -82,7 +82,8 @@ class Fakes:
         with seeded(self.subject.seed, start, device) as rng:
             z = torch.randn(self.group, G.z_dim, generator=rng)
             c = self.subject.draw_labels(self.group, rng)
-            return to_uint8(G(z[: stop - start].to(device), c[: stop - start]))
+            # All of the group: how many there are decides what noise the second layer gets.
+            return to_uint8(G(z.to(device), c))[: stop - start]
 
 
 class Reals:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stylegan2_fewshot.filter_bank import held
+
 from .detectors import Detector, to_rgb
 from .features import Subject, group_size, seeded
 
@@ -62,7 +64,8 @@ class PathSteps:
 
     def _lengths(self, z0: Tensor, z1: Tensor, t: Tensor, c: Tensor) -> Tensor:
         ws = self._latents(z0, z1, torch.cat([t, t + self.epsilon]), c.repeat(2, 1))
-        near, far = self.lpips(self._images(ws)).chunk(2)
+        images = self._images(ws, **held(self.G, z0.repeat(2, 1)))  # both ends take one route
+        near, far = self.lpips(images).chunk(2)
         return (near - far).square().sum(1) / self.epsilon**2
 
     def _latents(self, z0: Tensor, z1: Tensor, t: Tensor, c: Tensor) -> Tensor:
@@ -71,8 +74,8 @@ class PathSteps:
             return self.G.mapping(slerp(z0, z1, t), c)
         return self.G.mapping(z0, c).lerp(self.G.mapping(z1, c), t.unsqueeze(2))
 
-    def _images(self, ws: Tensor) -> Tensor:
-        images = self.G.synthesis(ws, noise_mode="const", force_fp32=True).float()
+    def _images(self, ws: Tensor, **route: Tensor) -> Tensor:
+        images = self.G.synthesis(ws, noise_mode="const", force_fp32=True, **route).float()
         if self.crop:
             unit = images.shape[-1] // 8
             images = images[:, :, 3 * unit : 7 * unit, 2 * unit : 6 * unit]

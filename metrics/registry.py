@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from . import distances, diversity, manifold, memorisation
@@ -66,7 +65,8 @@ def _kernel_of_few(e: Evaluation, d: Detector, m: Metric) -> Values:
     real, fake = _both(e, d, m)
     size = min(1000, len(real) // 2)  # subsets of all real images would all be the same
     mean, std = distances.kernel_distance(real, fake, subset_size=size, seed=e.subject.seed)
-    return {"": mean, "std": std}
+    floor = distances.kernel_floor(real, size=size, seed=e.subject.seed)
+    return {"": mean, "std": std, "floor": floor}
 
 
 def _precision_recall(e: Evaluation, d: Detector, m: Metric) -> Values:
@@ -115,9 +115,9 @@ def _intra_cluster(e: Evaluation, d: Detector, m: Metric) -> Values:
     fakes = Held(e.extract(e.fakes(m.num_fakes), _at_most_256, "fakes"))
     nearest = functools.partial(_nearest_of, d, centres)
     assigned = e.extract(fakes, nearest, f"clusters, {d.name}")
-    members = diversity.choose_members(assigned, train.size, seed=e.subject.seed)
+    members = diversity.choose_members(assigned, train.size)
     mean, clusters, empty = diversity.intra_cluster(
-        _embed(d, fakes.images[chosen].to(e.device)) for chosen in members
+        d(fakes.images[chosen].to(e.device)) for chosen in members
     )
     return {"": mean, "clusters": clusters, "empty": empty}
 
@@ -131,11 +131,7 @@ def _at_most_256(images: Tensor) -> Tensor:
 
 
 def _nearest_of(detector: Detector, centres: Tensor, images: Tensor) -> Tensor:
-    return diversity.assign(_embed(detector, images), centres)
-
-
-def _embed(detector: Detector, images: Tensor) -> Tensor:
-    return torch.cat([detector(few) for few in images.split(16)])
+    return diversity.assign(detector(images), centres)
 
 
 def _both(e: Evaluation, d: Detector, m: Metric) -> tuple[Tensor, Tensor]:

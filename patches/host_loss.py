@@ -60,8 +60,8 @@ class HostLoss(StyleGAN2Loss):
         self.plugins.setup(run)
         if _parts(nets) != before:
             raise ValueError(
-                f"{', '.join(self.plugins)}: a method that changes the networks is not possible in "
-                "a checkout, whose loop has built upon them; use this project's own train.py"
+                f"{', '.join(self.plugins)}: one of these methods changes the networks, which is "
+                "not possible in a checkout, whose loop has built on them; use our own train.py"
             )
         _dist.broadcast_(self.plugins.state_dict().values())
         for net, module in nets.items():

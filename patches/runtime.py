@@ -7,9 +7,13 @@ and the versions; "met on" names one where the trouble was seen.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
+import multiprocessing
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import ModuleType
@@ -118,6 +122,26 @@ def buffers(host: Host, device: torch.device, processes: int) -> str | None:
 
     replace(host.loop, "torch.nn.parallel.DistributedDataParallel", wrap)
     return "processes start with the same buffers"
+
+
+@patch
+def loaders(host: Host, device: torch.device, processes: int) -> str | None:
+    """Every torch: what loads images for a process that a signal ends, as when another process
+    fails, can stay behind for ever (met on 2.13)."""
+    if processes == 1:
+        return None
+    loader = functools.partial(torch.utils.data.DataLoader, worker_init_fn=_end_with_parent)
+    replace(host.loop, "torch.utils.data.DataLoader", loader)
+    return "processes that load images end with the one they load for"
+
+
+def _end_with_parent(worker: int) -> None:
+    def wait() -> None:
+        parent: Any = multiprocessing.parent_process()
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @patch

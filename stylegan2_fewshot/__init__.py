@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import ada, apa, diffaugment, ewc, fixed, freezed, lecam
+from . import ada, apa, bank, diffaugment, ewc, fixed, freezed, lecam
 from .plugin import Plugin, Plugins, Run, Step, register
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Step",
     "ada",
     "apa",
+    "bank",
     "diffaugment",
     "ewc",
     "fixed",

@@ -91,9 +91,16 @@ def gather(value: Any) -> list[Any]:
 
 
 def average_gradients(params: Iterable[torch.nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the ranks; the same parameters on every rank."""
-    grads = [p.grad for p in params if p.grad is not None]
-    if not (td.is_initialized() and grads):
+    """Replace each gradient by its mean over the ranks; where no rank has one, there is none."""
+    params = list(params)
+    if not (td.is_initialized() and params):
+        return
+    found = torch.tensor([float(p.grad is not None) for p in params], device=params[0].device)
+    touched = [p for p, count in zip(params, sum_(found).tolist(), strict=True) if count]
+    for param in touched:
+        param.grad = torch.zeros_like(param) if param.grad is None else param.grad
+    grads = [param.grad for param in touched if param.grad is not None]
+    if not grads:
         return
     flat = torch.cat([grad.flatten() for grad in grads])
     td.all_reduce(flat)

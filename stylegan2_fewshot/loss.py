@@ -1,4 +1,4 @@
-"""The losses of StyleGAN2, with the five places where plugins take part."""
+"""The losses of StyleGAN2, with the six places where plugins take part."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class StyleGAN2Loss:
         with _synced(self.G_mapping, sync):
             ws = self._mix_styles(self.G_mapping(z, c), z, c)
         with _synced(self.G_synthesis, sync):
-            return self.G_synthesis(ws), ws, c
+            return self.G_synthesis(ws, **self.plugins.synthesis(z)), ws, c
 
     def _mix_styles(self, ws: Tensor, z: Tensor, c: Tensor) -> Tensor:
         """Give some samples a second latent from a random layer on; one draw for the batch."""

@@ -1,4 +1,4 @@
-"""The plugin protocol: eight hooks, the registry, and the container that loss and loop hold."""
+"""The plugin protocol: nine hooks, the registry, and the container that loss and loop hold."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ HOOKS = (
     "setup",
     "trainable",
     "condition",
+    "synthesis",
     "real_images",
     "augment",
     "observe",
@@ -63,6 +64,7 @@ class Run:
         batch_size: Images per iteration over all ranks.
         seed: Seed of the run.
         resumed: Path of the source network's pickle, or None when training starts from scratch.
+        G_ema: The moving average of G, for those that change the networks themselves.
     """
 
     G: torch.nn.Module
@@ -72,6 +74,7 @@ class Run:
     batch_size: int = 1
     seed: int = 0
     resumed: str | None = None
+    G_ema: torch.nn.Module | None = None
 
 
 class Plugin(torch.nn.Module):
@@ -86,6 +89,7 @@ class Plugin(torch.nn.Module):
     augmentation: ClassVar[bool] = False  # switched on by --aug, not by the first option
     option_names: ClassVar[Mapping[str, str]] = {}  # parameter -> option where not --NAME-PARAMETER
     neutral: ClassVar[Mapping[str, Any]] = {}  # settings that leave training as it is
+    rebuilds: ClassVar[bool] = False  # its setup changes the networks, so it comes first
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,6 +121,10 @@ class Plugin(torch.nn.Module):
     def condition(self, c: Tensor, img: Tensor | None) -> Tensor:
         """Return the label to hand to G or D instead of `c` `[N, c_dim]`."""
         return c
+
+    def synthesis(self, z: Tensor) -> dict[str, Any]:
+        """Return further arguments of G's synthesis for images of the latents `z` `[N, z_dim]`."""
+        return {}
 
     def real_images(self, img: Tensor, c: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Return the real images `[N, C, H, W]` and labels that D is shown."""
@@ -151,7 +159,7 @@ class Plugins(torch.nn.ModuleDict):
         return list(self.values())  # type: ignore[arg-type]
 
     def setup(self, run: Run) -> None:
-        for plugin in self.active:
+        for plugin in sorted(self.active, key=lambda plugin: not plugin.rebuilds):
             plugin._seed = run.seed
             plugin.setup(run)
         self.to(run.device)
@@ -163,6 +171,9 @@ class Plugins(torch.nn.ModuleDict):
         for plugin in self.active:
             c = plugin.condition(c, img)
         return c
+
+    def synthesis(self, z: Tensor) -> dict[str, Any]:
+        return {key: x for plugin in self.active for key, x in plugin.synthesis(z).items()}
 
     def real_images(self, img: Tensor, c: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         for plugin in self.active:

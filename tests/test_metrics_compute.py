@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import metrics
-from metrics import detectors, features, registry
+from metrics import detectors, evaluation, features, registry
 from metrics.detectors import Detector
 from metrics.evaluation import Evaluation
 from metrics.features import Subject
@@ -209,7 +209,8 @@ def test_a_result_says_how_it_came_about(ten, heldout, monkeypatch):
         show=False,
     )
     number = result["results"]["kid5k_full@mobilenetv2"]
-    assert result["results"].keys() == {"kid5k_full@mobilenetv2", "kid5k_full_std@mobilenetv2"}
+    parts = ("kid5k_full", "kid5k_full_std", "kid5k_full_floor")
+    assert list(result["results"]) == [f"{part}@mobilenetv2" for part in parts]
     assert metrics.value(result) == number and result.pop("seconds") >= 0
     del result["results"]
     assert result == {
@@ -328,6 +329,25 @@ def test_a_collapse_has_no_diversity_and_no_coverage(ten, heldout, monkeypatch):
 # Shares, batches, cache
 
 
+def test_the_batch_of_a_detector_changes_nothing(ten, heldout, monkeypatch, tmp_path):
+    few(monkeypatch)
+    whole = values(FEW_SHOT, ToyGenerator(), ten, heldout)
+    monkeypatch.setattr(detectors, "_CPU_BATCH", 5)
+    monkeypatch.setenv("STYLEGAN2_FEWSHOT_CACHE", str(tmp_path / "other cache"))
+    assert values(FEW_SHOT, ToyGenerator(), ten, heldout) == whole
+
+
+def test_fakes_are_made_once_for_all_detectors_unless_they_are_large(ten, heldout, monkeypatch):
+    few(monkeypatch)
+    made = []
+    load = features.Fakes.load
+    monkeypatch.setattr(features.Fakes, "load", lambda *a: made.append(a[1:]) or load(*a))
+    kept = values(FEW_SHOT, ToyGenerator(), ten, heldout)
+    assert made == [(0, 64), (64, 128), (128, 192), (192, 200)]
+    monkeypatch.setattr(evaluation, "_IN_MEMORY_BYTES", 1)
+    assert values(FEW_SHOT, ToyGenerator(), ten, heldout) == kept and len(made) == 12
+
+
 @pytest.mark.parametrize("world_size", [2, 3, 11])
 def test_ranks_share_the_work_and_get_the_same_features(monkeypatch, world_size):
     monkeypatch.setattr(features, "group_size", lambda resolution: 16)
@@ -345,8 +365,15 @@ def test_ranks_share_the_work_and_get_the_same_features(monkeypatch, world_size)
     assert torch.equal(extract(source, flat), alone)
 
 
+class TwoLayers(ToyGenerator):
+    """Draws noise twice, as the layers of a network do."""
+
+    def forward(self, z, c):
+        return super().forward(z, c) + super().forward(z, c)
+
+
 def test_fewer_fakes_are_the_first_of_more():
-    long, short = (features.Fakes(Subject(ToyGenerator()), size) for size in (150, 100))
+    long, short = (features.Fakes(Subject(TwoLayers()), size) for size in (150, 100))
     assert torch.equal(extract(long, flat)[:100], extract(short, flat))
 
 
@@ -390,11 +417,11 @@ def _refuse(*_):
 
 
 def test_cache_knows_images_by_content(tmp_path, ten):
-    evaluation = Evaluation(Subject(ToyGenerator()), ten, show=False)
+    before_and_after = Evaluation(Subject(ToyGenerator()), ten, show=False)
     detector = detectors.load("mobilenetv2")
-    before = evaluation.train_features(detector)
+    before = before_and_after.train_features(detector)
     Image.new("RGB", (8, 8)).save(tmp_path / "ten" / "000.png")
-    changed = evaluation.features_of(ImageDataset(tmp_path / "ten"), detector)
+    changed = before_and_after.features_of(ImageDataset(tmp_path / "ten"), detector)
     assert changed[0].eq(0).all() and torch.equal(changed[1:], before[1:])
 
 
@@ -408,8 +435,8 @@ def test_mirror_images_count_where_the_metric_says_so(tmp_path, ten):
 
 def test_without_a_reference_all_files_count(tmp_path, ten):
     part = ImageDataset(tmp_path / "ten", max_size=4)
-    evaluation = Evaluation(Subject(ToyGenerator()), part, show=False)
-    assert evaluation.num_reals() == 10 and len(evaluation.dataset) == 4
+    few_shots = Evaluation(Subject(ToyGenerator()), part, show=False)
+    assert few_shots.num_reals() == 10 and len(few_shots.dataset) == 4
 
 
 # Path length

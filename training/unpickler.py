@@ -11,7 +11,7 @@ import io
 import pickle
 import pickletools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,14 +27,26 @@ _OPCODES = (
     " STACK_GLOBAL REDUCE NEWOBJ BUILD BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE"
 )
 _ALLOWED = frozenset(_OPCODES.split())
+_WHOLE = (pickletools.pyint, pickletools.pyinteger_or_bool)
 
 
 class PickleError(ValueError):
     """A file that is no network pickle that can be read: one line with the file and the reason."""
 
 
-def unpickle(data: bytes) -> object:
-    """Return what a pickle holds: plain values, `TensorView` and `Object` in place of the rest.
+def unpickle(
+    data: bytes,
+    names: Mapping[tuple[str, str], object] | None = None,
+    persistent: Callable[[Any], object] | None = None,
+) -> object:
+    """Return what a pickle holds: plain values, and records in place of the rest.
+
+    Args:
+        data: The bytes of one pickle.
+        names: What each name that the file may ask for stands for; default `NAMES`, with
+            `TensorView` and `Object` as records.
+        persistent: Returns what a persistent identifier stands for; without it they are refused.
+            With it, whole numbers may be keys of dicts.
 
     Raises:
         PickleError: The bytes are no whole pickle, or ask for what no network pickle needs.
@@ -42,8 +54,8 @@ def unpickle(data: bytes) -> object:
     if data[:1] != pickle.PROTO:
         raise PickleError("is no pickle")
     try:
-        _rehearse(data)
-        return _Unpickler(io.BytesIO(data)).load()
+        _rehearse(data, others=persistent is not None)
+        return _Unpickler(io.BytesIO(data), names or NAMES, persistent).load()
     except PickleError:
         raise
     except Exception as error:  # foreign bytes make an unpickler raise anything
@@ -51,15 +63,28 @@ def unpickle(data: bytes) -> object:
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(
+        self,
+        file: io.BytesIO,
+        names: Mapping[tuple[str, str], object],
+        persistent: Callable[[Any], object] | None,
+    ) -> None:
+        super().__init__(file)
+        self._names, self._persistent = names, persistent
+
+    def persistent_load(self, pid: Any) -> object:
+        assert self._persistent is not None  # or else the rehearsal has refused the opcode
+        return self._persistent(pid)
+
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _NAMES:
-            return _NAMES[module, name]
+        if (module, name) in self._names:
+            return self._names[module, name]
         if module.startswith("dnnlib.tflib"):
-            raise PickleError("is a TensorFlow pickle; convert it with the original's legacy.py")
+            raise PickleError("holds a TensorFlow network among others; only whole files convert")
         raise PickleError(f"refused {module}.{name}, which no network pickle needs")
 
 
-class _Record:
+class Record:
     """Stands for an object of the file. No pickle can change it, or its class, once it is made."""
 
     __slots__ = ()
@@ -68,7 +93,7 @@ class _Record:
         raise PickleError(f"refused to set the state of a {type(self).__name__.strip('_').lower()}")
 
 
-class _Function(_Record):
+class Function(Record):
     """A name that a file may call, and do nothing else with."""
 
     __slots__ = ("_call",)
@@ -80,7 +105,7 @@ class _Function(_Record):
         return self._call(*args)
 
 
-class _Dict(dict[Any, Any], _Record):
+class _Dict(dict[Any, Any], Record):
     """An EasyDict or OrderedDict, empty at first: to copy one costs a file nothing, and us much."""
 
     __slots__ = ()
@@ -89,7 +114,7 @@ class _Dict(dict[Any, Any], _Record):
         super().__init__()
 
 
-class _Storage(_Record):
+class Storage(Record):
     """The numbers behind tensors, one-dimensional."""
 
     __slots__ = ("values",)
@@ -98,18 +123,18 @@ class _Storage(_Record):
         self.values = values
 
 
-class TensorView(_Record):
+class TensorView(Record):
     """A view of a storage, no larger than it."""
 
     __slots__ = ("value",)
 
-    def __init__(self, storage: _Storage, offset: int, size: Any, stride: Any, *_: object):
+    def __init__(self, storage: Storage, offset: int, size: Any, stride: Any, *_: object):
         self.value = storage.values.as_strided(size, stride, offset)
         if self.value.numel() > storage.values.numel():
             raise PickleError(f"a tensor of shape {list(size)} is larger than its storage")
 
 
-class _DType(_Record):
+class DType(Record):
     """A NumPy number type; its state tells the byte order, of which nothing else is read."""
 
     __slots__ = ("code",)
@@ -126,7 +151,7 @@ class _DType(_Record):
         self.code = order + self.code.lstrip("<>|")
 
 
-class Object(_Record):
+class Object(Record):
     """A network or layer: the name of its class and the attributes; its source text is dropped."""
 
     __slots__ = ("class_name", "state")
@@ -137,23 +162,23 @@ class Object(_Record):
             raise PickleError("a network is not described by a class name and attributes")
 
 
-@_Function
+@Function
 def _parameter(tensor: object, *_: object) -> object:
     return tensor
 
 
-@_Function
+@Function
 def _set(*_: object) -> None:
     """Sets only name a module's non-persistent buffers, of which these networks have none."""
 
 
-@_Function
-def _number(dtype: _DType, data: bytes) -> object:
+@Function
+def _number(dtype: DType, data: bytes) -> object:
     return np.frombuffer(data, dtype.code, count=1)[0].item()
 
 
-@_Function
-def _storage(data: bytes) -> _Storage:
+@Function
+def _storage(data: bytes) -> Storage:
     if data[:2] == b"PK":  # an archive may expand; what the original nests is never one
         raise PickleError("refused a storage in the form of a ZIP archive")
     try:
@@ -167,41 +192,44 @@ def _storage(data: bytes) -> _Storage:
     values = torch.tensor([], dtype=loaded.dtype).set_(loaded)
     if values.nbytes > len(data):
         raise PickleError("a storage claims to be larger than its data")
-    return _Storage(values)
+    return Storage(values)
 
 
-def _listed_storage(dtype: torch.dtype, values: list[float]) -> _Storage:
-    return _Storage(torch.tensor(values, dtype=dtype))
+def _listed_storage(dtype: torch.dtype, values: list[float]) -> Storage:
+    return Storage(torch.tensor(values, dtype=dtype))
 
 
-_NAMES: dict[tuple[str, str], object] = {
-    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Function(Object),
+NAMES: dict[tuple[str, str], object] = {
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): Function(Object),
     ("dnnlib.util", "EasyDict"): _Dict,
     ("collections", "OrderedDict"): _Dict,
     ("builtins", "set"): _set,
-    ("numpy", "dtype"): _Function(_DType),
+    ("numpy", "dtype"): Function(DType),
     ("numpy.core.multiarray", "scalar"): _number,
     ("numpy._core.multiarray", "scalar"): _number,
     ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_tensor"): _Function(TensorView),
-    ("torch._utils", "_rebuild_tensor_v2"): _Function(TensorView),
+    ("torch._utils", "_rebuild_tensor"): Function(TensorView),
+    ("torch._utils", "_rebuild_tensor_v2"): Function(TensorView),
     ("torch.storage", "_load_from_bytes"): _storage,
-    ("torch", "HalfStorage"): _Function(partial(_listed_storage, torch.float16)),
-    ("torch", "FloatStorage"): _Function(partial(_listed_storage, torch.float32)),
-    ("torch", "DoubleStorage"): _Function(partial(_listed_storage, torch.float64)),
+    ("torch", "HalfStorage"): Function(partial(_listed_storage, torch.float16)),
+    ("torch", "FloatStorage"): Function(partial(_listed_storage, torch.float32)),
+    ("torch", "DoubleStorage"): Function(partial(_listed_storage, torch.float64)),
 }
 
 
-def _rehearse(data: bytes) -> None:
+def _rehearse(data: bytes, others: bool) -> None:
     """Follow the opcodes by the kinds of the values on the stack, before any value is made.
 
     Dict keys must be text: to hash a nest of tuples can take forever, or overrun the C stack.
+    `others` allows persistent identifiers, and whole numbers as keys.
     """
+    opcodes = _ALLOWED | {"BINPERSID"} if others else _ALLOWED
+    keys = {pickletools.pyunicode, *(_WHOLE if others else ())}
     stack: list[object] = []
     marks: list[int] = []
     memo: dict[object, object] = {}
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        if opcode.name not in _ALLOWED:
+        if opcode.name not in opcodes:
             raise PickleError(f"refused opcode {opcode.name}, which no network pickle needs")
         if count > _MAX_OPCODES:
             raise PickleError(f"refused more than {_MAX_OPCODES} opcodes")
@@ -216,7 +244,7 @@ def _rehearse(data: bytes) -> None:
             memo[index] = stack[-1]
         else:
             taken = _take(stack, marks, opcode.stack_before)
-            if opcode.name.startswith("SETITEM") and set(taken[1::2]) - {pickletools.pyunicode}:
+            if opcode.name.startswith("SETITEM") and set(taken[1::2]) - keys:
                 raise PickleError("refused a dict with keys that are no text")
             stack += opcode.stack_after
 
