@@ -15,7 +15,7 @@ import click
 
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = Path(__file__).resolve().parent.parent
-WHAT = ("ops", "tiny32", "demo64", "train64", "train256", "train1024")
+WHAT = ("ops", "pipe", "tiny32", "demo64", "train64", "train256", "train1024")
 Values = dict[str, float]
 
 

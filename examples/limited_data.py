@@ -53,6 +53,7 @@ METHODS = {
 }
 DISTANCE = "kid1k_full@mobilenetv2"
 OVERFITTING = "overfitting"
+GROUP = 4  # images that D compares with one another
 Runs = Mapping[str, list[Path]]  # finished run directories by method
 
 
@@ -147,7 +148,7 @@ def measure_overfitting(run_dir: Path) -> None:
 
 
 def _seen_and_unseen(run_dir: Path) -> tuple[Tensor, ...]:
-    """Return the training images of a run, and of the rest of its archive at most as many."""
+    """Return training images of a run and as many of the rest of its archive, shuffled."""
     options = json.loads((run_dir / "training_options.json").read_text())["dataset"]
     dataset, everything = (
         ImageDataset(**{**options, "max_size": n}) for n in (options["max_size"], None)
@@ -155,7 +156,8 @@ def _seen_and_unseen(run_dir: Path) -> tuple[Tensor, ...]:
     chosen = {dataset.get_details(i).raw_idx for i in range(len(dataset))}
     order = np.random.RandomState(0).permutation(len(everything))
     parts = [[i for i in order if (i in chosen) == wanted] for wanted in (True, False)]
-    pixels = [np.stack([everything[i][0] for i in part[: len(chosen)]]) for part in parts]
+    size = min(map(len, parts)) // GROUP * GROUP
+    pixels = [np.stack([everything[i][0] for i in part[:size]]) for part in parts]
     return tuple(torch.from_numpy(part).float() / 127.5 - 1 for part in pixels)
 
 
@@ -185,7 +187,7 @@ def draw(figure: Any, runs: Runs) -> None:
             logits.plot(*statistics(run_dir, "Loss/scores/fake"), ":", **look)
             p.plot(*statistics(run_dir, "Augment/ada_p"), "-", **look)
             p.plot(*statistics(run_dir, "Augment/apa_p"), ":", **look)
-    distance.set(title=DISTANCE, yscale="log")
+    distance.set(title=DISTANCE)
     logits.set(title="D's logits: real —, fake ···")
     memory.set(title="overfitting of D, r_v", xlabel="kimg")
     p.set(title="p: ADA —, APA ···", xlabel="kimg")
@@ -244,7 +246,7 @@ def report(trials: Sequence[Trial], size: Size, out: Path, docs: Path) -> None:
 )
 @click.option("--seeds", default="0", callback=numbers, show_default=True)
 @click.option("--resolution", type=click.IntRange(min=4), help="Height and width of the images.")
-@click.option("--subset", type=click.IntRange(min=8), help="Number of images to train with.")
+@click.option("--subset", type=click.IntRange(8, 900), help="Number of images to train with.")
 @click.option("--kimg", type=click.IntRange(min=1), help="Length of each run.")
 @click.option("--snapshots", type=click.IntRange(min=1), help="How many are measured.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time.  [default: cores]")
