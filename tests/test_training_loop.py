@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -273,6 +274,7 @@ step = training_loop._Run._iterate
 
 def iterate(self, images, labels):
     if os.environ["RANK"] == "1":
+        Path(sys.argv[2], "died").touch()
         raise RuntimeError("rank 1 is out of luck")
     step(self, images, labels)
 
@@ -292,5 +294,6 @@ def test_a_rank_that_dies_ends_the_others(tiny_options, tmp_path):
     ended = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
+    assert time.time() - (tmp_path / "runs" / "died").stat().st_mtime < 30
     assert ended.returncode != 0 and "rank 1 is out of luck" in ended.stderr
     assert not list((tmp_path / "runs").glob("*/finished.json"))
