@@ -129,7 +129,7 @@ class _Settings(NamedTuple):
         """Return the function, or with one or two factors its derivatives' product with them."""
         kernels = backend.kernels(x)
         if kernels is None:
-            return self.plain_gradient(*factors, x) if factors else self.plain(x, b)
+            return self.plain_gradient(factors[0], x) if factors else self.plain(x, b)
         first, other, *_ = (*factors, None, None)
         index = list(ACTIVATIONS).index(self.act)
         return kernels.bias_act(x, b, self.dim, index, *self[2:], first, other, from_output)
