@@ -150,6 +150,12 @@ def test_bias_act_gradients(as_kernels, act, clamp):
     check_bias_act_gradients(CPU, act, clamp)
 
 
+@pytest.mark.parametrize("clamp", [None, 0.7])
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_bias_act_gradients_without_kernels(act, clamp):
+    check_bias_act_gradients(CPU, act, clamp)
+
+
 @pytest.mark.parametrize("f", [torch.rand(4, 4), torch.rand(3)])
 @pytest.mark.parametrize(("up", "down"), [*SCALES, ([3, 2], [2, 1])])
 def test_upfirdn2d_gradients(as_kernels, f, up, down):

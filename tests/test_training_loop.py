@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -249,40 +250,84 @@ def gradients(rank, world, part):
     shared = dict(channel_base=128, channel_max=8)
     G = networks.Generator(8, 0, 8, 16, 3, dict(num_layers=2), shared).train()
     D = networks.Discriminator(0, 16, 3, **shared, epilogue_kwargs=dict(mbstd_group_size=2)).train()
-    real, z = torch.rand(4, 3, 16, 16) * 2 - 1, torch.randn(4, 8)
-    noise = torch.randn(2, 3, 16, 16)
-    plugins = Plugins.create({"ada": {"max_": 0.0}, "apa": {"max_": 0.0}, "lecam": {}})
-    plugins.setup(Run(G, D, batch_size=4))
+    real, z = torch.rand(8, 3, 16, 16) * 2 - 1, torch.randn(8, 8)
+    noise = torch.randn(4, 3, 16, 16)
+    still = {"max_": 0.0}  # p = 0: ranks draw differently
+    plugins = Plugins.create(
+        {"ada": still, "apa": still, "lecam": {"lambda_": 1.0}, "freezed": {"freezed": 1}}
+    )
+    plugins.setup(Run(G, D, batch_size=8))
+    plugins["lecam"].means.copy_(torch.tensor([1.0, -1.0]))
+    plugins["lecam"].started.fill_(1)
     synthesis = functools.partial(G.synthesis, noise_mode="const")
     loss = StyleGAN2Loss(CPU, G.mapping, synthesis, D, plugins, style_mixing_prob=0)
     found = []
     for phase in ("Gmain", "Greg", "Dmain", "Dreg"):
         net = G if phase[0] == "G" else D
         net.zero_grad(set_to_none=True)
+        for name, param in net.named_parameters():
+            param.requires_grad_(plugins.trainable(phase[0], name))
         shares = zip(real.split(part), z.split(part), noise.split(part // 2), strict=True)
         for number, (x, w, y) in enumerate(shares):
             if number % world == rank:
                 loss.pl_noise = lambda img, y=y: y
                 loss.pl_mean.zero_()  # each rank's own, and else it would depend on the order
                 c = torch.zeros(part, 0)
-                loss.accumulate_gradients(phase, x, c, w, c, sync=True, gain=world * part / 4)
+                loss.accumulate_gradients(phase, x, c, w, c, sync=True, gain=world * part / 8)
         _dist.average_gradients(net.parameters())
         found += [p.grad for p in net.parameters() if p.grad is not None]
     return found
 
 
-def on_a_rank(rank, address, out):
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+def on_a_rank(rank, world, address, out):
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=address)
     torch.set_num_threads(1)
     _dist.init("cpu")
-    torch.save(gradients(rank, 2, 2), out / f"{rank}.pt")
+    torch.save(gradients(rank, world, 2), out / f"{rank}.pt")
     _dist.shutdown()
 
 
-def test_two_ranks_give_the_gradients_of_one(tmp_path):
-    torch.multiprocessing.spawn(on_a_rank, args=(str(_free_port()), tmp_path), nprocs=2)
-    alone = gradients(0, 1, 2)
-    for rank in range(2):
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_give_the_gradients_of_one(tmp_path, world):
+    arguments = world, str(_free_port()), tmp_path
+    torch.multiprocessing.spawn(on_a_rank, args=arguments, nprocs=world)
+    alone = gradients(0, 1, 2)  # accumulates four parts
+    for rank in range(world):
         for mine, theirs in zip(alone, torch.load(tmp_path / f"{rank}.pt"), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+DYING = """
+import os, sys
+from pathlib import Path
+import json
+from training import launch, training_loop
+
+step = training_loop._Run._iterate
+
+def iterate(self, images, labels):
+    if os.environ["RANK"] == "1":
+        Path(sys.argv[2], "died").touch()
+        raise RuntimeError("rank 1 is out of luck")
+    step(self, images, labels)
+
+training_loop._Run._iterate = iterate
+options = json.loads(sys.argv[1])
+if __name__ == "__main__":
+    launch.launch(options, outdir=Path(sys.argv[2]), fresh=True, gpus=2)
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_others(tiny_options, tmp_path):
+    script = tmp_path / "dying.py"
+    script.write_text(DYING)
+    command = [sys.executable, script, json.dumps(tiny_options), tmp_path / "runs"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert time.time() - (tmp_path / "runs" / "died").stat().st_mtime < 30
+    assert ended.returncode != 0 and "rank 1 is out of luck" in ended.stderr
+    assert not list((tmp_path / "runs").glob("*/finished.json"))

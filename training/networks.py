@@ -27,6 +27,7 @@ from stylegan2_fewshot.ops.activations import ACTIVATIONS
 from stylegan2_fewshot.ops.backend import reduced_dtype
 
 TAPS = (1, 3, 3, 1)
+WIDE = 64  # channels from which on float32 is channels-last on the CPU
 _HALF = math.sqrt(0.5)  # keeps the variance of a residual sum
 
 
@@ -316,12 +317,14 @@ class ToRGBLayer(Network):
 
 
 def _precision(
-    use_fp16: bool, force_fp32: bool, channels_last: bool, device: torch.device
+    use_fp16: bool, force_fp32: bool, channels_last: bool, device: torch.device, channels: int
 ) -> dict[str, Any]:
     """Return the arguments of `Tensor.to` for a block's activations."""
     dtype = reduced_dtype(device) if use_fp16 and not force_fp32 else torch.float32
-    # On the CPU, reduced precision is fast in this layout alone.
-    last = dtype is not torch.float32 and (channels_last or device.type == "cpu")
+    reduced = dtype is not torch.float32
+    # On the CPU, reduced precision is fast in this layout alone. Narrow layers of float32 keep the
+    # original's, and with it the rounding that the recorded gradients hang on.
+    last = reduced or channels >= WIDE if device.type == "cpu" else reduced and channels_last
     return dict(dtype=dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
@@ -385,7 +388,8 @@ class SynthesisBlock(Network):
         **layer_kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         styles = iter(ws.unbind(1))
-        form = _precision(self.use_fp16, force_fp32, self.channels_last, ws.device)
+        channels = self.conv1.weight.shape[0]
+        form = _precision(self.use_fp16, force_fp32, self.channels_last, ws.device, channels)
         if fused_modconv is None:  # on the CPU, a grouped convolution is slower than scaling
             exact = form["dtype"] is torch.float32 or ws.shape[0] == 1
             fused_modconv = ws.is_cuda and exact and not self.training
@@ -545,8 +549,8 @@ class DiscriminatorBlock(Network):
     def forward(
         self, x: Tensor | None, img: Tensor | None, force_fp32: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        device = self.resample_filter.device
-        form = _precision(self.use_fp16, force_fp32, self.channels_last, device)
+        device, channels = self.resample_filter.device, self.conv0.weight.shape[0]
+        form = _precision(self.use_fp16, force_fp32, self.channels_last, device, channels)
         x = None if x is None else x.to(**form)
         if self.in_channels == 0 or self.architecture == "skip":
             assert img is not None

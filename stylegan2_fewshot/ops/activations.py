@@ -70,17 +70,12 @@ def bias_act(
     kind = ACTIVATIONS[act]
     alpha = kind.alpha if alpha is None else alpha
     gain = kind.gain if gain is None else gain
-    if backend.kernels(x, b) is not None:
-        result: Tensor = _BiasAct.apply(x, b, _Settings(dim, act, alpha, gain, clamp))  # type: ignore[no-untyped-call]
-        return result
-    if b is not None:
-        b = b.reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
-    if act in _HOMOGENEOUS and gain >= 0 and x.dtype in _REDUCED:
-        y = kind.apply(_scale_shift(x, gain, b), alpha)
-    else:  # the original's order: whether x + b rounds to above zero decides a gradient
-        y = kind.apply(x if b is None else x + b, alpha)
-        y = y if gain == 1 else y * gain
-    return y if clamp is None else F.hardtanh(y, -clamp, clamp)
+    settings = _Settings(dim, act, alpha, gain, clamp)
+    by_kernels = backend.kernels(x, b) is not None
+    if torch._C._are_functorch_transforms_active() or not (by_kernels or settings.reads_output):
+        return settings.plain(x, b)
+    result: Tensor = _BiasAct.apply(x, b, settings)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _scale_shift(x: Tensor, gain: float, b: Tensor | None) -> Tensor:
@@ -107,19 +102,44 @@ class _Settings(NamedTuple):
         """
         return not ACTIVATIONS[self.act].curved and self.gain > 0 and self.alpha >= 0
 
+    def plain(self, x: Tensor, b: Tensor | None) -> Tensor:
+        """Return the function by PyTorch's own operations."""
+        act, gain, clamp = ACTIVATIONS[self.act].apply, self.gain, self.clamp
+        if b is not None:
+            b = b.reshape([-1 if i == self.dim % x.ndim else 1 for i in range(x.ndim)])
+        if self.act in _HOMOGENEOUS and gain >= 0 and x.dtype in _REDUCED:
+            y = act(_scale_shift(x, gain, b), self.alpha)
+        else:  # the original's order: whether x + b rounds to above zero decides a gradient
+            y = act(x if b is None else x + b, self.alpha)
+            y = y if gain == 1 else y * gain
+        return y if clamp is None else F.hardtanh(y, -clamp, clamp)
+
+    def plain_gradient(self, dy: Tensor, y: Tensor) -> Tensor:
+        """Return the gradient by the input from that by the output `y`, where that suffices."""
+        if self.clamp is not None:
+            dy = torch.ops.aten.hardtanh_backward(dy, y, -self.clamp, self.clamp)
+        dx = dy if self.gain == 1 else dy * self.gain
+        if self.act == "linear":
+            return dx
+        slope = self.alpha if self.act == "lrelu" else 0.0
+        result: Tensor = torch.ops.aten.leaky_relu_backward(dx, y, slope, True)
+        return result
+
     def run(self, x: Tensor, b: Tensor | None, *factors: Tensor, from_output: bool = False) -> Any:
         """Return the function, or with one or two factors its derivatives' product with them."""
+        kernels = backend.kernels(x)
+        if kernels is None:
+            return self.plain_gradient(factors[0], x) if factors else self.plain(x, b)
         first, other, *_ = (*factors, None, None)
-        kernel = backend.kernels(x).bias_act
         index = list(ACTIVATIONS).index(self.act)
-        return kernel(x, b, self.dim, index, *self[2:], first, other, from_output)
+        return kernels.bias_act(x, b, self.dim, index, *self[2:], first, other, from_output)
 
     def sum_for_bias(self, dx: Tensor, like: Tensor) -> Tensor:
         return dx.sum([i for i in range(dx.ndim) if i != self.dim % dx.ndim]).to(like.dtype)
 
 
 class _BiasAct(torch.autograd.Function):
-    """The operation by our kernels."""
+    """The operation, by our kernels or where the result is all that its gradient needs."""
 
     @staticmethod
     def forward(ctx, x, b, settings):  # type: ignore[no-untyped-def]
