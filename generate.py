@@ -231,7 +231,7 @@ def main(
         raise UserError(f"--prior-mix={prior_mix}: name two images, as a.png,b.png")
     labels = (class_idx is not None, prior_sample, prior_image, prior_mix)
     if projected_w and (grid or routes_grid or any(labels)):
-        raise UserError("--projected-w goes with none of --grid, --routes-grid, --class, --prior-...")
+        raise UserError("--projected-w goes with none of --grid, --routes-grid, --class, --prior-")
     if sum(map(bool, labels)) > 1:
         raise UserError("give only one of --class, --prior-sample, --prior-image and --prior-mix")
     import torch
