@@ -10,6 +10,7 @@ writes docs/few-shot.md with all runs there are. It goes on where it was interru
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -144,7 +145,8 @@ def draw(figure: Any, points: Mapping[str, tuple[Mapping[str, float], Found]]) -
                 panel.plot(*place, "o", color=f"C{number}", **look)
         panel.set(title=f"ten {target}", xlabel=f"{JUDGE} (lower: nearer)", ylabel=DIVERSITY)
         panel.grid(alpha=0.3)
-    panels[0].legend(title="filled: last snapshot; hollow: best")
+    handles, _ = panels[0].get_legend_handles_labels()
+    figure.legend(handles=handles, title="filled: last\nhollow: best", loc="outside right upper")
 
 
 def picture(target: str, runs: Mapping[str, Path]) -> Any:
@@ -181,6 +183,36 @@ def report(trials: Mapping[str, list[Trial]], out: Path, docs: Path) -> None:
     save_figure(docs / "few-shot-plot.png", (width, 5), lambda f: draw(f, points))
     text.insert(0, "![Distance and diversity of every run](few-shot-plot.png)")
     publish(docs / "few-shot.md", "few-shot", "\n\n".join(text))
+
+
+def analyse(target: str, shared: str, out: Path, docs: Path, few: Path) -> None:
+    """Compare F with what training changes, with ten images and with all that are held out.
+
+    Args:
+        target: One of TARGETS.
+        shared: What `setting` returns for it.
+        out: Where runs are.
+        docs: Folder of the document.
+        few: A run of plain fine-tuning on the ten.
+    """
+    options = shared.replace(f"--data={ten(target)}", f"--data={heldout(target)}")
+    measured = f"--metrics={','.join(METRICS)}"
+    many = Trial("all held-out", f"{options.replace(measured, '--metrics=none')} --aug=noaug")
+    runs = {"ten": few, "plenty": train([many], out / target)[many]}
+    text = []
+    for label, path in runs.items():
+        folder = out / target / f"analysis-{label}"
+        command = f"-m stylegan2_fewshot.analysis {SOURCE} {last_snapshot(path)} --out={folder}"
+        run(f"{command} --fisher={out / 'source.fisher.npz'}", ROOT / folder / "output.txt")
+        name = f"few-shot-analysis-{label}.png"
+        shutil.copyfile(ROOT / folder / "analysis.png", docs / name)
+        text += [f"### Fine-tuning on {label} of {target}", f"    python {command}"]
+        text += [_indented((ROOT / folder / "analysis.txt").read_text()), f"![{label}]({name})"]
+    publish(docs / "few-shot.md", "analysis", "\n\n".join(text))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.strip().splitlines())
 
 
 def _commands(trials: Iterable[Trial], out: Path) -> str:
@@ -227,6 +259,10 @@ def main(
         chosen = sorted((t for t in trials[target] if t.method in methods), key=lambda t: t.seed)
         train(chosen, out / target, jobs=jobs)
         report(trials, out, docs)
+    plain = [t for t in trials[targets[0]] if t.method == "fine-tuning"]
+    if few := plain[0].finished(out / targets[0]):
+        shared = setting(targets[0], kimg=kimg, snapshots=snapshots, batch=batch)
+        analyse(targets[0], shared, out, docs, few)
     click.echo(f"{time.time() - start:.0f} s\n{docs / 'few-shot.md'}")
 
 

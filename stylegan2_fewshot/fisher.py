@@ -88,7 +88,7 @@ class AnyLayout(TorchFunctionMode):
 
 
 class Estimator:
-    """Gradients of the log-likelihood, one vector per sample.
+    """Gradients of the log-likelihood, one of each parameter per sample.
 
     Args:
         G: Generator, called as `G(z, c, truncation_psi=, noise_mode=, force_fp32=)`.
@@ -117,17 +117,18 @@ class Estimator:
         every = torch.eye(c_dim) if c_dim else torch.zeros(1, 0)
         self.labels = every if labels is None else labels.cpu().float()
 
-    def gradients(self, indices: Iterable[int], *, vectorized: bool = True) -> Tensor:
-        """Return the gradients of the samples with these numbers, `[n, parameters]`."""
+    def gradients(self, indices: Iterable[int], *, vectorized: bool = True) -> list[Tensor]:
+        """Return the gradients of the samples with these numbers, `[n, *shape]` by parameter."""
         drawn = [self._draw(index) for index in indices]
         z, c = (torch.stack([d[key] for d in drawn]).to(self.device) for key in "zc")
         noise = {n: torch.stack([d[n] for d in drawn]).to(self.device) for n in self.model.noise}
         if vectorized:
             with AnyLayout():
                 grads = vmap(grad(self._value), in_dims=(None, 0, 0, 0))(self.params, noise, z, c)
-            return torch.cat([g.reshape(len(z), -1) for g in grads.values()], dim=1)
+            return list(grads.values())
         rows = [{name: value[i] for name, value in noise.items()} for i in range(len(z))]
-        return torch.stack([self._gradient(*sample) for sample in zip(rows, z, c, strict=True)])
+        samples = [self._gradient(*sample) for sample in zip(rows, z, c, strict=True)]
+        return [torch.stack(parts) for parts in zip(*samples, strict=True)]
 
     def _draw(self, index: int) -> dict[str, Tensor]:
         rng = torch.Generator().manual_seed(seed_of("fisher", self.settings.seed, index))
@@ -141,12 +142,11 @@ class Estimator:
         value: Tensor = functional_call(self.model, {**params, **noise}, (z, c))
         return value
 
-    def _gradient(self, noise: Mapping[str, Tensor], z: Tensor, c: Tensor) -> Tensor:
+    def _gradient(self, noise: Mapping[str, Tensor], z: Tensor, c: Tensor) -> tuple[Tensor, ...]:
         """The plain way, one sample and one backward pass: what the vectorised one must equal."""
         leaves = {name: p.clone().requires_grad_() for name, p in self.params.items()}
         value = self._value(leaves, noise, z, c)
-        grads = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
-        return torch.cat([g.flatten() for g in grads])
+        return torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
 
 
 class Sums:
@@ -166,15 +166,16 @@ class Sums:
     def tensors(self) -> dict[str, Tensor]:
         return {"squares": self.squares, "moments": self.moments, "done": self.done}
 
-    def add(self, gradients: Tensor) -> None:
-        """Take in the gradients of further samples, `[n, parameters]`."""
-        squares = gradients.float().square()
-        means = torch.stack(
-            [s.mean(1) for s in torch.split(squares, self.sizes, dim=1)], 1
-        ).double()
-        self.squares += squares.sum(0)
-        self.moments += torch.stack([means.sum(0), means.square().sum(0)])
-        self.done += len(gradients)
+    def add(self, gradients: Iterable[Tensor]) -> None:
+        """Take in the gradients of further samples, `[n, *shape]` for each parameter."""
+        means = []
+        for total, gradient in zip(torch.split(self.squares, self.sizes), gradients, strict=True):
+            squares = gradient.float().square().reshape(len(gradient), -1)
+            total += squares.sum(0)
+            means.append(squares.mean(1).double())
+        by_layer = torch.stack(means)
+        self.moments += torch.stack([by_layer.sum(1), by_layer.square().sum(1)])
+        self.done += len(means[0])
 
     def merge(self, others: Sums) -> None:
         """Take in what all ranks have in `others`."""
