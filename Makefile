@@ -3,12 +3,13 @@
 # make few-shot   compares the methods on ten images: docs/few-shot.md; needs npm, takes two hours
 # make limited-data   from scratch on few images, with and without augmentation: docs/limited-data.md
 # make instance-prior   the prior on ten and a hundred images: docs/instance-prior.md, takes an hour
+# make filter-banks   many generators in one, on digits and ten emoji: docs/filter-banks.md; needs npm
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint few-shot limited-data instance-prior clean
+.PHONY: demo test lint few-shot limited-data instance-prior filter-banks clean
 
 demo: $(VENV)/runtime
 	$(RUN) examples/demo.py
@@ -29,6 +30,9 @@ few-shot: $(VENV)/metrics examples/fluent-ten.zip
 
 limited-data: $(VENV)/metrics
 	$(RUN) examples/limited_data.py
+
+filter-banks: $(VENV)/metrics
+	$(RUN) examples/filter_banks.py
 
 examples/fluent-ten.zip: | $(VENV)/runtime
 	$(RUN) examples/make_data.py

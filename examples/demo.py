@@ -1,6 +1,6 @@
 """The demo: ten images turn a network that draws Noto portraits into one that draws Twemoji's.
 
-    python examples/demo.py [--kimg=6] [--out=out/demo]
+    python examples/demo.py [--kimg=8] [--out=out/demo]
 
 Trains twice from the same source network with the same seed, plainly and with EWC and APA, and
 shows both beside the source: four rows, each with samples of the same seeds. The commands it runs
@@ -23,10 +23,10 @@ from training import grids
 SOURCE = Path("examples/noto-portraits-64.pkl")
 TEN = Path("examples/twemoji-ten.zip")
 COMMON = (
-    f"--data={TEN} --resume={SOURCE} --mirror=1 --batch=16 --gamma=0.2 --pl-weight=0 "
+    f"--data={TEN} --resume={SOURCE} --mirror=1 --batch=4 --gamma=0.5 --pl-weight=0 "
     "--tick=1 --snap=2 --metrics=none"
 )
-METHODS = {"fine-tuned": "--aug=noaug", "EWC + APA": "--aug=apa --ewc-lambda=300 --ewc-samples=200"}
+METHODS = {"fine-tuned": "--aug=noaug", "EWC + APA": "--aug=apa --ewc-lambda=500 --ewc-samples=200"}
 SEEDS = range(10)
 PSI = 0.8
 
@@ -38,7 +38,7 @@ def diversity(images: torch.Tensor) -> float:
 
 
 @click.command()
-@click.option("--kimg", default=6, show_default=True, help="Length of both trainings.")
+@click.option("--kimg", default=8, show_default=True, help="Length of both trainings.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
 def main(kimg: int, out: Path) -> None:
     """Adapt the example network to ten images, with and without EWC and APA."""

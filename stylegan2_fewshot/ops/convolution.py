@@ -19,6 +19,8 @@ from .resample import (
     upfirdn2d,
 )
 
+FEWEST_PIXELS = 256  # of a batch, for a merged kernel to pay
+
 
 def conv2d_resample(
     x: Tensor,
@@ -176,8 +178,11 @@ def _pays_to_fuse(x: Tensor, w: Tensor, f: Tensor, up: int, sides: Sequence[int]
 
     In bfloat16 on the CPU a stride-1 convolution runs at many times the rate of a transposed one,
     and a filter costs as much as a convolution. Only an exact change of size by two is covered.
+    Merging weights and filter costs the same for a single pixel as for many.
     """
     if x.device.type != "cpu" or x.dtype is not torch.bfloat16:
+        return False
+    if x.shape[0] * x.shape[2] * x.shape[3] < FEWEST_PIXELS:
         return False
     grown = [w.shape[3] + filter_size(f)[0] - 2, w.shape[2] + filter_size(f)[1] - 2]
     exact = [sides[0] + sides[1] == grown[0] + up - 1, sides[2] + sides[3] == grown[1] + up - 1]
