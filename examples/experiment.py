@@ -29,10 +29,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from metrics import results  # noqa: E402
+from metrics.compare import best_of  # noqa: E402
 from stylegan2_fewshot.files import replacing, write_text  # noqa: E402
 from training import pickles  # noqa: E402
 from training.dataset import ImageDataset  # noqa: E402
-from training.training_loop import BEST_FILE, is_finished  # noqa: E402
+from training.training_loop import is_finished  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -149,11 +150,6 @@ def last_snapshot(run_dir: Path) -> Path:
     return sorted(run_dir.glob("network-snapshot-*.pkl"))[-1]
 
 
-def best_snapshot(run_dir: Path) -> Path:
-    """Return the network that was best by the run's first metric."""
-    return run_dir / BEST_FILE
-
-
 def last_and_best(run_dir: Path, judge: str) -> tuple[dict[str, float], dict[str, float]]:
     """Return all metric values of a run's last snapshot, and of the best one by `judge`.
 
@@ -162,10 +158,7 @@ def last_and_best(run_dir: Path, judge: str) -> tuple[dict[str, float], dict[str
         judge: Name of the metric that decides which snapshot is best.
     """
     found = results.read(run_dir)
-    best = found[judge][0]
-    for result in found[judge][1:]:
-        best = result if results.is_better(result, best) else best
-    last = found[judge][-1]
+    best, last = best_of(found[judge]), found[judge][-1]
     return _at(found, last["kimg"]), _at(found, best["kimg"])
 
 
