@@ -118,7 +118,7 @@ def train(trials: Sequence[Trial], out: Path, *, jobs: int | None = None) -> dic
         out: Folder for all runs, below the project's root or absolute.
         jobs: Runs at a time; default: as many as there are cores, or 1 with a GPU.
     """
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
     jobs = jobs or (1 if torch.cuda.is_available() else cores)
     threads = max(cores // jobs, 1)
     with ThreadPoolExecutor(jobs) as pool:

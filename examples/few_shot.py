@@ -133,20 +133,17 @@ def _cells(found: Iterable[Mapping[str, float]]) -> list[str]:
     return [spread([v[key] for v in found]) for key in keys]
 
 
-def draw(figure: Any, points: Mapping[str, tuple[Mapping[str, float], Found]]) -> None:
-    """Draw a panel for each target: distance and diversity of every run's last and best."""
-    panels = figure.subplots(1, len(points), squeeze=False)[0]
-    for panel, (target, (source, found)) in zip(panels, points.items(), strict=True):
-        panel.plot(source[JUDGE], source[DIVERSITY], "k*", markersize=12, label="source")
-        for number, (method, pairs) in enumerate(found.items()):
-            for which, those in enumerate(zip(*pairs, strict=True)):
-                place = ([v[JUDGE] for v in those], [v[DIVERSITY] for v in those])
-                look = {"markerfacecolor": "none"} if which else {"label": method}
-                panel.plot(*place, "o", color=f"C{number}", **look)
-        panel.set(title=f"ten {target}", xlabel=f"{JUDGE} (lower: nearer)", ylabel=DIVERSITY)
-        panel.grid(alpha=0.3)
-    handles, _ = panels[0].get_legend_handles_labels()
-    figure.legend(handles=handles, title="filled: last\nhollow: best", loc="outside right upper")
+def draw(panel: Any, source: Mapping[str, float], found: Found) -> None:
+    """Draw distance and diversity of every run's last and best snapshot."""
+    panel.plot(source[JUDGE], source[DIVERSITY], "k*", markersize=12, label="source")
+    for number, (method, pairs) in enumerate(found.items()):
+        for which, those in enumerate(zip(*pairs, strict=True)):
+            place = ([v[JUDGE] for v in those], [v[DIVERSITY] for v in those])
+            look = {"markerfacecolor": "none"} if which else {"label": method}
+            panel.plot(*place, "o", color=f"C{number}", **look)
+    panel.set(xlabel=f"{JUDGE} (lower: nearer)", ylabel=DIVERSITY)
+    panel.grid(alpha=0.3)
+    panel.legend(title="filled: last\nhollow: best", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def picture(target: str, runs: Mapping[str, Path]) -> Any:
@@ -157,32 +154,32 @@ def picture(target: str, runs: Mapping[str, Path]) -> Any:
     return grids.labelled_rows(rows)
 
 
-def report(trials: Mapping[str, list[Trial]], out: Path, docs: Path) -> None:
-    """Write the document's measured part and its pictures from the runs that are finished.
+def report(target: str, trials: Iterable[Trial], out: Path, docs: Path) -> None:
+    """Write a target's part of the document, and its pictures, from the runs that are finished.
 
     Args:
-        trials: What might be there, by target.
-        out: Where runs are.
+        target: One of TARGETS.
+        trials: What might be there.
+        out: Where the target's runs are.
         docs: Folder of the document.
     """
-    points, text = {}, []
-    for target, those in trials.items():
-        runs = {t: path for t in those if (path := t.finished(out / target))}
-        if not runs:
-            continue
-        source, found = source_values(target, out / target), {}
-        for trial, path in runs.items():
-            found.setdefault(trial.method, []).append(last_and_best(path, JUDGE))
-        points[target] = (source, found)
-        first = {t.method: path for t, path in reversed(runs.items())}
-        name = f"few-shot-{target}.png"
-        grids.save_png(docs / name, picture(target, {m: first[m] for m in found}))
-        text += [f"### Ten {target}", table(source, found), f"![Samples of the same seeds]({name})"]
-        text.append(_commands(runs, out / target))
-    width = 6 * len(points) + 1
-    save_figure(docs / "few-shot-plot.png", (width, 5), lambda f: draw(f, points))
-    text.insert(0, "![Distance and diversity of every run](few-shot-plot.png)")
-    publish(docs / "few-shot.md", "few-shot", "\n\n".join(text))
+    runs = {trial: path for trial in trials if (path := trial.finished(out))}
+    if not runs:
+        return
+    source, found = source_values(target, out), {}
+    for trial, path in runs.items():
+        found.setdefault(trial.method, []).append(last_and_best(path, JUDGE))
+    first = {trial.method: path for trial, path in reversed(runs.items())}
+    grid, plot = f"few-shot-{target}.png", f"few-shot-plot-{target}.png"
+    grids.save_png(docs / grid, picture(target, {method: first[method] for method in found}))
+    save_figure(docs / plot, (7, 5), lambda figure: draw(figure.subplots(), source, found))
+    text = [
+        table(source, found),
+        f"![Distance and diversity of every run]({plot})",
+        f"![Samples of the same seeds]({grid})",
+        _commands(runs, out),
+    ]
+    publish(docs / "few-shot.md", target, "\n\n".join(text))
 
 
 def analyse(target: str, shared: str, out: Path, docs: Path, few: Path) -> None:
@@ -204,11 +201,11 @@ def analyse(target: str, shared: str, out: Path, docs: Path, few: Path) -> None:
         folder = out / target / f"analysis-{label}"
         command = f"-m stylegan2_fewshot.analysis {SOURCE} {last_snapshot(path)} --out={folder}"
         run(f"{command} --fisher={out / 'source.fisher.npz'}", ROOT / folder / "output.txt")
-        name = f"few-shot-analysis-{label}.png"
+        name = f"few-shot-analysis-{target}-{label}.png"
         shutil.copyfile(ROOT / folder / "analysis.png", docs / name)
         text += [f"### Fine-tuning on {label} of {target}", f"    python {command}"]
         text += [_indented((ROOT / folder / "analysis.txt").read_text()), f"![{label}]({name})"]
-    publish(docs / "few-shot.md", "analysis", "\n\n".join(text))
+    publish(docs / "few-shot.md", f"analysis-{target}", "\n\n".join(text))
 
 
 def _indented(text: str) -> str:
@@ -250,19 +247,15 @@ def main(
     start = time.time()
     refuse_what_is_missing(targets)
     fills = {"fisher": fisher_of_source(out), "ewc_lambda": ewc_lambda}
-    trials: dict[str, list[Trial]] = {}
-    for target in TARGETS:
+    for target in targets:
         shared = setting(target, kimg=kimg, snapshots=snapshots, batch=batch)
         ways = {name: f"{shared} {way.format(**fills)}" for name, way in METHODS.items()}
-        trials[target] = [Trial(name, way, s) for name, way in ways.items() for s in seeds]
-    for target in targets:
-        chosen = sorted((t for t in trials[target] if t.method in methods), key=lambda t: t.seed)
+        trials = [Trial(name, way, seed) for name, way in ways.items() for seed in seeds]
+        chosen = sorted((t for t in trials if t.method in methods), key=lambda t: t.seed)
         train(chosen, out / target, jobs=jobs)
-        report(trials, out, docs)
-    plain = [t for t in trials[targets[0]] if t.method == "fine-tuning"]
-    if few := plain[0].finished(out / targets[0]):
-        shared = setting(targets[0], kimg=kimg, snapshots=snapshots, batch=batch)
-        analyse(targets[0], shared, out, docs, few)
+        report(target, trials, out / target, docs)
+        if few := trials[0].finished(out / target):  # plain fine-tuning
+            analyse(target, shared, out, docs, few)
     click.echo(f"{time.time() - start:.0f} s\n{docs / 'few-shot.md'}")
 
 
