@@ -182,15 +182,15 @@ def samples(
         network: Network pickle.
         seeds: One image each.
         psi: Truncation.
-        label: Label `[c_dim]` of all images, where the network is conditional.
+        label: Labels `[N, c_dim]`, or one `[c_dim]` for all, where the network is conditional.
     """
     G = pickles.load(network).G_ema
     z = np.concatenate([np.random.RandomState(seed).randn(1, G.z_dim) for seed in seeds])
     z = torch.from_numpy(z).float()
-    c = None if label is None else label.expand(len(z), -1)
+    c = torch.zeros(len(z), 0) if label is None else label.expand(len(z), -1)
     images = [
-        G(part, None if c is None else c[: len(part)], truncation_psi=psi, noise_mode="const")
-        for part in z.split(16)
+        G(*part, truncation_psi=psi, noise_mode="const")
+        for part in zip(z.split(16), c.split(16), strict=True)
     ]
     return torch.cat(images).clamp(-1, 1)
 

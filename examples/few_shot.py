@@ -199,8 +199,10 @@ def analyse(target: str, shared: str, out: Path, docs: Path, few: Path) -> None:
     text = []
     for label, path in runs.items():
         folder = out / target / f"analysis-{label}"
-        command = f"-m stylegan2_fewshot.analysis {SOURCE} {last_snapshot(path)} --out={folder}"
-        run(f"{command} --fisher={out / 'source.fisher.npz'}", ROOT / folder / "output.txt")
+        network = last_snapshot(path).relative_to(ROOT)
+        command = f"-m stylegan2_fewshot.analysis {SOURCE} {network} --out={folder}"
+        command += f" --fisher={out / 'source.fisher.npz'}"
+        run(command, ROOT / folder / "output.txt")
         name = f"few-shot-analysis-{target}-{label}.png"
         shutil.copyfile(ROOT / folder / "analysis.png", docs / name)
         text += [f"### Fine-tuning on {label} of {target}", f"    python {command}"]

@@ -1,6 +1,6 @@
 """The data instance prior's experiment: does it help, and does a condition mean anything?
 
-    python examples/instance_prior.py [--kimg=8] [--out=out/instance-prior]
+    python examples/instance_prior.py [--kimg=5] [--out=out/instance-prior]
 
 On the ten-shot target and on a hundred-shot one, adapts the example network without and with the
 prior, of two backbones, and with EWC and APA beside it, and writes docs/instance-prior.md with its
@@ -39,7 +39,7 @@ SOURCE = Path("examples/noto-portraits-64.pkl")
 TEN = Path("examples/twemoji-ten.zip")
 HELDOUT = Path("examples/twemoji-heldout.zip")
 BACKBONES = ("mobilenetv2", "vgg16")
-COMMON = f"--resume={SOURCE} --mirror=1 --batch=16 --gamma=0.2 --pl-weight=0 --tick=1 --snap=1000"
+COMMON = f"--resume={SOURCE} --mirror=1 --batch=4 --gamma=0.5 --pl-weight=0 --tick=1 --snap=1000"
 METRICS = {  # by the heading of their column
     "KID": "kid5k_full@mobilenetv2",
     "intra-LPIPS": "lpips1k_intra",
@@ -94,7 +94,7 @@ def trials(data: Path, heldout: Path, priors: dict[str, Path], kimg: str) -> lis
         "no prior": "--aug=noaug",
         "mobilenetv2 prior": f"--aug=noaug {mobilenet}",
         "vgg16 prior": f"--aug=noaug {vgg}",
-        "vgg16 prior + EWC": f"--aug=noaug {vgg} --ewc-lambda=300 --ewc-samples=200",
+        "vgg16 prior + EWC": f"--aug=noaug {vgg} --ewc-lambda=500 --ewc-samples=200",
         "vgg16 prior + APA": f"--aug=apa {vgg}",
     }
     same = f"--data={data} --metricdata={heldout} {COMMON} --metrics={IN_LOOP} --kimg={kimg}"
@@ -135,26 +135,26 @@ def retrieval(network: Path, data: Path, priors: Path | None) -> tuple[float, fl
         priors: Features of the training images; None for a network without conditions.
     """
     real = embedded(data)
-    ranks = []
-    for index in range(real.shape[1]):
-        seeds = range(index * PER_CONDITION, (index + 1) * PER_CONDITION)
-        fake = lpips(samples(network, seeds, label=_label(priors, index)))
-        distances = torch.cdist(fake, real.flatten(0, 1)).view(len(fake), 2, -1).amin(1)
-        ranks.append((distances < distances[:, [index]]).sum(1) + 1)
-    found = torch.cat(ranks).float()
-    return found.mean().item(), (found == 1).float().mean().item()
+    number = real.shape[1]
+    own = torch.arange(number).repeat_interleave(PER_CONDITION)
+    labels = None if priors is None else _conditions(priors)[own]
+    fakes = lpips(samples(network, range(len(own)), label=labels))
+    distances = torch.cdist(fakes, real.flatten(0, 1)).view(len(own), 2, number).amin(1)
+    ranks = (distances < distances.gather(1, own[:, None])).sum(1) + 1
+    return ranks.float().mean().item(), (ranks == 1).float().mean().item()
 
 
-def _label(priors: Path | None, index: int) -> torch.Tensor | None:
-    return None if priors is None else instances.load(ROOT / priors).vectors[0, index]
+def _conditions(priors: Path) -> torch.Tensor:
+    """Return the features of a target's images as they are, not mirrored, `[N, c_dim]`."""
+    return instances.load(ROOT / priors).vectors[0]
 
 
 def picture(path: Path, network: Path, data: Path, priors: Path) -> None:
     """Write a row for each of a few training images: the image, and samples of its condition."""
-    real = real_images(ROOT / data, SHOWN)
+    real, conditions = real_images(ROOT / data, SHOWN), _conditions(priors)
     rows = []
     for index, image in enumerate(real):
-        fakes = samples(network, range(8), psi=0.8, label=_label(priors, index))
+        fakes = samples(network, range(8), psi=0.8, label=conditions[index])
         rows.append((f"image {index}", torch.cat([image[None], fakes])))
     grids.save_png(path, grids.labelled_rows(rows))
 
@@ -229,7 +229,7 @@ seed; the other half is what they are measured against (`hundred` in `examples/i
 
 
 @click.command()
-@click.option("--kimg", default="8", show_default=True, help="Length of each training.")
+@click.option("--kimg", default="5", show_default=True, help="Length of each training.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("out/instance-prior"), show_default=True
 )
@@ -238,17 +238,17 @@ def main(kimg: str, out: Path, docs: Path) -> None:
     """Measure what the data instance prior does, and write docs/instance-prior.md."""
     targets = {"Ten shots": (TEN, HELDOUT), "A hundred shots": hundred(out)}
     docs.mkdir(parents=True, exist_ok=True)
-    parts = [
-        section(title, *where, out=out, docs=docs, kimg=kimg) for title, where in targets.items()
-    ]
-    text = REPORT.format(
-        kimg=kimg,
-        command=f"python examples/instance_prior.py --kimg={kimg}",
-        samples=PER_CONDITION,
-        sections="\n".join(text for text, _ in parts),
-        commands="\n".join(f"    {line}" for _, commands in parts for line in commands),
-    )
-    write_text(docs / "instance-prior.md", text)
+    parts: list[tuple[str, list[str]]] = []
+    for title, where in targets.items():
+        parts.append(section(title, *where, out=out, docs=docs, kimg=kimg))
+        text = REPORT.format(
+            kimg=kimg,
+            command=f"python examples/instance_prior.py --kimg={kimg}",
+            samples=PER_CONDITION,
+            sections="\n".join(text for text, _ in parts),
+            commands="\n".join(f"    {line}" for _, commands in parts for line in commands),
+        )
+        write_text(docs / "instance-prior.md", text)
     click.echo(docs / "instance-prior.md")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stylegan2_fewshot import Plugins, Run, _dist
+from stylegan2_fewshot import Plugins, Run, _dist, fisher_file
 from stylegan2_fewshot.loss import StyleGAN2Loss
 from training import checkpoint, networks, pickles, run_log, training_loop
 from training.launch import _free_port, launch
@@ -244,21 +244,51 @@ def test_frozen_parameters_are_not_trained(tiny_options, tmp_path):
         assert torch.equal(value, after[name]) == frozen, name
 
 
-def gradients(rank, world, part):
-    """Return all gradients of a step on this rank's share of a fixed batch."""
+def two_networks():
     torch.manual_seed(0)
     shared = dict(channel_base=128, channel_max=8)
     G = networks.Generator(8, 0, 8, 16, 3, dict(num_layers=2), shared).train()
     D = networks.Discriminator(0, 16, 3, **shared, epilogue_kwargs=dict(mbstd_group_size=2)).train()
-    real, z = torch.rand(8, 3, 16, 16) * 2 - 1, torch.randn(8, 8)
-    noise = torch.randn(4, 3, 16, 16)
-    still = {"max_": 0.0}  # p = 0: ranks draw differently
+    return G, D
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Return a folder that holds a source network and Fisher information of it."""
+    G, D = two_networks()
+    pickles.save(tmp_path / "source.pkl", G=G, D=D, G_ema=G)
+    meta = {"likelihood": fisher_file.LIKELIHOOD, "standard_error": {}}
+    meta["source_sha256"] = fisher_file.sha256_of(tmp_path / "source.pkl")
+    values = {f"G.{name}": torch.rand(p.shape) for name, p in G.named_parameters()}
+    fisher_file.save(tmp_path / "F.npz", fisher_file.Fisher(values, meta))
+    return tmp_path
+
+
+def all_plugins(G, D, source):
+    """Return plugins of every kind, in the middle of a training."""
+    ewc = {"lambda_": 1.0, "fisher": str(source / "F.npz")}
     plugins = Plugins.create(
-        {"ada": still, "apa": still, "lecam": {"lambda_": 1.0}, "freezed": {"freezed": 1}}
+        {"apa": {}, "ada": {}, "fixed": {"p": 0.3}, "diffaugment": {}, "lecam": {"lambda_": 1.0}}
+        | {"freezed": {"freezed": 1}, "bank": {"size": 3}, "ewc": ewc}
     )
-    plugins.setup(Run(G, D, batch_size=8))
+    plugins.setup(
+        Run(G, D, batch_size=8, resumed=str(source / "source.pkl"), source=two_networks())
+    )
     plugins["lecam"].means.copy_(torch.tensor([1.0, -1.0]))
     plugins["lecam"].started.fill_(1)
+    plugins["apa"].adaptive.p.fill_(0.5)
+    plugins["ada"].pipe.p.fill_(0.5)
+    for param in G.parameters():
+        param.data.mul_(1.1)
+    return plugins
+
+
+def gradients(rank, world, part, source):
+    """Return all gradients of a step on this rank's share of a fixed batch."""
+    G, D = two_networks()
+    real, z = torch.rand(8, 3, 16, 16) * 2 - 1, torch.randn(8, 8)
+    noise = torch.randn(4, 3, 16, 16)
+    plugins = all_plugins(G, D, source)
     synthesis = functools.partial(G.synthesis, noise_mode="const")
     loss = StyleGAN2Loss(CPU, G.mapping, synthesis, D, plugins, style_mixing_prob=0)
     found = []
@@ -270,6 +300,8 @@ def gradients(rank, world, part):
         shares = zip(real.split(part), z.split(part), noise.split(part // 2), strict=True)
         for number, (x, w, y) in enumerate(shares):
             if number % world == rank:
+                for plugin in plugins.active:  # else every rank would draw its own
+                    plugin.rng = lambda step, device, n=number: torch.Generator().manual_seed(n)
                 loss.pl_noise = lambda img, y=y: y
                 loss.pl_mean.zero_()  # each rank's own, and else it would depend on the order
                 c = torch.zeros(part, 0)
@@ -284,17 +316,17 @@ def on_a_rank(rank, world, address, out):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=address)
     torch.set_num_threads(1)
     _dist.init("cpu")
-    torch.save(gradients(rank, world, 2), out / f"{rank}.pt")
+    torch.save(gradients(rank, world, 2, out), out / f"{rank}.pt")
     _dist.shutdown()
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_ranks_give_the_gradients_of_one(tmp_path, world):
-    arguments = world, str(_free_port()), tmp_path
+def test_ranks_give_the_gradients_of_one(source, world):
+    arguments = world, str(_free_port()), source
     torch.multiprocessing.spawn(on_a_rank, args=arguments, nprocs=world)
-    alone = gradients(0, 1, 2)  # accumulates four parts
+    alone = gradients(0, 1, 2, source)  # accumulates four parts
     for rank in range(world):
-        for mine, theirs in zip(alone, torch.load(tmp_path / f"{rank}.pt"), strict=True):
+        for mine, theirs in zip(alone, torch.load(source / f"{rank}.pt"), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 

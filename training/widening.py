@@ -6,10 +6,11 @@ import math
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from stylegan2_fewshot.ops.activations import ACTIVATIONS
 
-from .networks import Discriminator, Generator
+from .networks import Discriminator, Generator, MappingNetwork, normalize_2nd_moment
 
 N = TypeVar("N", Generator, Discriminator)
 
@@ -18,11 +19,15 @@ N = TypeVar("N", Generator, Discriminator)
 def widened(net: N, c_dim: int) -> N:
     """Return `net` with labels `[N, c_dim]` that make no difference yet, but can learn to.
 
-    Every tensor of `net` is the leading part of the same tensor of the result. In G the first
-    layer's weights for the label are zero. In D the label is mapped to one constant vector, which
-    picks the source's logit out of the projection's outputs; the others are random, so that what D
-    learns of the label has features to be compared with: Mangla et al., WACV 2022 (arXiv
-    2012.04256), Eq. 4, with a second term that is 0 at first.
+    The label meets layers that begin at random, as in a network that was conditional from the
+    start, and only what lies before them in G and after them in D begins at 0. These learn at the
+    networks' full rate, the layers between at the mapping's hundredth of it.
+
+    In G the embedding gives one vector whatever the label is, and the bias of the layer after it
+    takes its effect away. In D, whose logit is the product of the features of the image and of the
+    label, the first number of the label is constant and meets the source's logit, and the others
+    meet features that are 0: Mangla et al., WACV 2022 (arXiv 2012.04256), Eq. 4, with a second
+    term that is 0 at first.
 
     Args:
         net: Unconditional network.
@@ -31,25 +36,31 @@ def widened(net: N, c_dim: int) -> N:
     with torch.random.fork_rng():
         torch.manual_seed(0)  # G and its average get the same new layers
         wide = type(net)(**{**net.init_kwargs, "c_dim": c_dim}).train(net.training)
+        # As small as what an embedding gives of a label of length 1, so that labels soon tell.
+        constant = torch.randn_like(wide.mapping.embed.bias) / math.sqrt(c_dim)
     new = wide.state_dict()
     for name, old in net.state_dict().items():
         new[name][tuple(map(slice, old.shape))] = old
     if isinstance(wide, Generator):
-        _ignore_label(wide, net.z_dim)
+        _ignore_label(wide.mapping, constant)
     else:
-        _map_to_constant(wide)
+        _ignore_projection(wide)
     return wide
 
 
-def _ignore_label(G: Generator, z_dim: int) -> None:
-    weight = G.mapping.fc0.weight
-    weight[:, :z_dim] *= math.sqrt(weight.shape[1] / z_dim)  # more inputs, smaller gain
-    weight[:, z_dim:] = 0
+def _ignore_label(mapping: MappingNetwork, constant: Tensor) -> None:
+    first, z_dim = mapping.fc0, mapping.z_dim
+    first.weight[:, :z_dim] *= math.sqrt(first.weight.shape[1] / z_dim)  # more inputs, smaller gain
+    mapping.embed.weight.zero_()
+    mapping.embed.bias.copy_(constant)
+    embedded = normalize_2nd_moment(constant, dim=0)
+    effect = first.weight[:, z_dim:] @ embedded * first.weight_gain
+    first.bias -= effect / first.bias_gain
 
 
-def _map_to_constant(D: Discriminator) -> None:
-    """Make the mapped label (sqrt(cmap_dim), 0, 0, ...), which the logit is divided by again."""
+def _ignore_projection(D: Discriminator) -> None:
     last = getattr(D.mapping, f"fc{D.mapping.num_layers - 1}")
-    last.weight.zero_()
-    last.bias.zero_()
-    last.bias[0] = math.sqrt(D.b4.cmap_dim) / ACTIVATIONS[last.activation].gain / last.bias_gain
+    first_number = math.sqrt(D.b4.cmap_dim)  # which the logit is divided by again
+    last.weight[0] = 0
+    last.bias[0] = first_number / ACTIVATIONS[last.activation].gain / last.bias_gain
+    D.b4.out.weight[1:] = 0
