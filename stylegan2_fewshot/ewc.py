@@ -133,7 +133,7 @@ class EWC(Plugin):
     def _kept(self, run: Run, source: Path, sha256: str) -> Path:
         """Return where the estimate for this source and these settings is kept."""
         # Not at the top: `python -m stylegan2_fewshot.fisher` imports this package first.
-        from .fisher import Settings, estimate
+        from .fisher import Settings, conditions_beside, estimate
 
         settings = Settings(samples=self.samples, discriminator="D" in self.network)
         G, D = run.source or (run.G, run.D)
@@ -143,7 +143,8 @@ class EWC(Plugin):
         path = fisher_file.writable_folder(source) / f"{source.stem}.fisher-{key}.npz"
         if not all(_dist.gather(path.is_file())):
             partial = path.with_suffix(".partial.npz")
-            fisher = estimate(G, D, settings, source=sha256, partial=partial)
+            labels = conditions_beside(source)
+            fisher = estimate(G, D, settings, labels=labels, source=sha256, partial=partial)
             if _dist.rank() == 0:
                 fisher_file.save(path, fisher)
                 partial.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from . import _dist, fisher_file
 from .fisher_file import FORMAT, LIKELIHOOD, Fisher
 from .options import Command
 from .plugin import seed_of
+from .prior import instances
 
 BLOCK = 64  # samples between two sums over the ranks; a run goes on from the end of one
 SAVE_EVERY_SEC = 30
@@ -75,6 +76,12 @@ class LogLikelihood(torch.nn.Module):
         """Return the scalar for `z` `[z_dim]` and the label `c` `[c_dim]`."""
         img = self.G(z[None], c[None], **self.options)
         return F.logsigmoid(self.D(img, c[None], force_fp32=True)).sum()
+
+
+def conditions_beside(network: Path) -> Tensor | None:
+    """Return the conditions `[M, c_dim]` of a network with a data instance prior, or None."""
+    path = instances.companion(network)
+    return instances.load(path).vectors if path.is_file() else None
 
 
 class AnyLayout(TorchFunctionMode):
@@ -299,6 +306,10 @@ def summary(fisher: Fisher) -> str:
     return "\n".join(rows)
 
 
+def _array(path: Path) -> Tensor:
+    return torch.from_numpy(np.load(path, allow_pickle=False))
+
+
 @click.command(cls=Command)
 @click.argument("network_pkl")
 @click.option(
@@ -332,7 +343,8 @@ def summary(fisher: Fisher) -> str:
 @click.option(
     "--labels",
     type=click.Path(path_type=Path, exists=True),
-    help="Array .npy [M, c_dim] of labels to draw from; default: every class alike.",
+    help="Array .npy [M, c_dim] of labels to draw from; default: the conditions in NETWORK's "
+    ".prior.npz, or else every class alike.",
 )
 @click.option(
     "--batch",
@@ -374,7 +386,7 @@ def main(
         getattr(nets, network).to(place),
         nets.D.to(place),
         Settings(**settings),
-        labels=None if labels is None else torch.from_numpy(np.load(labels, allow_pickle=False)),
+        labels=conditions_beside(path) if labels is None else _array(labels),
         source=fisher_file.sha256_of(path),
         network=network,
         batch=batch,

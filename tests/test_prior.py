@@ -15,9 +15,8 @@ from PIL import Image
 import generate
 from metrics import __main__ as metrics_command
 from metrics import detectors, registry
-from stylegan2_fewshot import Run, Step, fisher_file
+from stylegan2_fewshot import Run, Step, fisher, fisher_file
 from stylegan2_fewshot.ewc import EWC
-from stylegan2_fewshot.fisher_file import Fisher
 from stylegan2_fewshot.options import describe
 from stylegan2_fewshot.prior import Prior, __main__, instances
 from stylegan2_fewshot.prior.instances import Instances, companion
@@ -111,7 +110,7 @@ def test_ewc_holds_what_the_source_has_and_leaves_the_rest_free(source, tmp_path
     values = {f"G.{name}": torch.rand(p.shape) for name, p in named.items()}
     meta = {"likelihood": fisher_file.LIKELIHOOD, "standard_error": {}}
     meta["source_sha256"] = fisher_file.sha256_of(source)
-    fisher_file.save(tmp_path / "F.npz", Fisher(values, meta))
+    fisher_file.save(tmp_path / "F.npz", fisher_file.Fisher(values, meta))
     penalties = []
     for G, before in ((nets.G, None), (widened(nets.G, 3), (nets.G, nets.D))):
         plugin = EWC(lambda_=1.0, fisher=str(tmp_path / "F.npz"))
@@ -124,6 +123,19 @@ def test_ewc_holds_what_the_source_has_and_leaves_the_rest_free(source, tmp_path
     G.mapping.fc0.weight.data[:, 8:] += 1
     G.mapping.embed.weight.data += 1
     assert plugin.penalty(Step("Gmain", logits=torch.zeros(1, 1))) == penalties[1]
+
+
+def test_ewc_of_a_source_with_a_prior_draws_its_conditions(trained, tmp_path):
+    nets = pickles.load(trained)
+    kept = instances.load(companion(trained)).vectors
+    torch.testing.assert_close(fisher.conditions_beside(trained), kept)
+    EWC(lambda_=1.0, samples=2).setup(Run(nets.G, nets.D, resumed=str(trained)))
+    (file,) = trained.parent.glob("network-snapshot-000000.fisher-*.npz")
+    expected = fisher.estimate(nets.G, nets.D, fisher.Settings(samples=2), labels=kept).values
+    torch.testing.assert_close(fisher_file.load(file).values, expected)
+    ordinary = fisher.estimate(nets.G, nets.D, fisher.Settings(samples=2)).values
+    name = "G.synthesis.b8.conv0.weight"
+    assert not torch.equal(ordinary[name], expected[name])
 
 
 # Features
