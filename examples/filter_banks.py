@@ -78,7 +78,7 @@ class Size:
 SMALL = "--cbase=512 --cmax=64 --zdim=64 --map-depth=2 --batch=16"
 SIZES = {
     "tiny": Size("--cbase=128 --cmax=8 --zdim=8 --map-depth=2 --batch=64", 1, 1, 64),  # a trial
-    "small": Size(SMALL, 100, 6, 2000),
+    "small": Size(SMALL, 60, 6, 1000),
     "large": Size("--cbase=4096 --cmax=256 --map-depth=2 --batch=32", 3000, 100, 10_000),
 }
 
@@ -90,7 +90,7 @@ def setting(part: str, size: Size, out: Path) -> str:
         return f"{shared} --aug=noaug"
     kimg = size.digits_kimg
     return (
-        f"--data={out / 'digits.zip'} --aug=noaug {size.digits} --gamma=0.02 --ema-kimg=3 "
+        f"--data={out / 'digits.zip'} --aug=noaug {size.digits} --gamma=1 --ema-kimg=3 "
         f"--pl-weight=0 --kimg={kimg} --tick={kimg / 10:g} --snap=1 --metrics=none"
     )
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,6 +216,29 @@ def test_resumes_bit_for_bit(options, trained, tmp_path):
     training_loop.train(options, folder, CPU)
     states = [pickles.load(path).G.state_dict() for path in (trained, folder / trained.name)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+LAUNCH = """
+import json, sys
+from pathlib import Path
+from training import launch
+
+if __name__ == "__main__":
+    launch.launch(json.loads(sys.argv[1]), outdir=Path(sys.argv[2]), fresh=True, gpus=2)
+"""
+
+
+@pytest.mark.slow
+def test_trains_on_two_ranks(options, features, tmp_path):
+    script, runs = tmp_path / "launch.py", tmp_path / "runs"
+    script.write_text(LAUNCH)
+    options["plugins"] |= {"bank": {"size": 3}, "lecam": {"lambda_": 1.0}}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, script, json.dumps(options), runs]
+    subprocess.run(command, env=environment, check=True, timeout=240)
+    (network,) = runs.glob("*/network-snapshot-000000.pkl")
+    kept = instances.load(companion(network)).vectors
+    assert pickles.load(network).G_ema.c_dim == DIM and kept.shape == (16, DIM)
 
 
 def construct(options):
