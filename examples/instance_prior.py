@@ -22,15 +22,16 @@ from experiment import (
     last_and_best,
     last_snapshot,
     markdown,
+    publish,
     real_images,
     run,
     samples,
+    slug,
     train,
 )
 from make_data import base_code_point, write_zip
 
 from metrics import detectors, results
-from stylegan2_fewshot.files import write_text
 from stylegan2_fewshot.prior import instances
 from training import grids
 from training.dataset import ImageDataset
@@ -180,52 +181,18 @@ def table(runs: dict[Trial, Path], data: Path, heldout: Path, priors: dict[str, 
     return markdown(["method", *METRICS, "rank", "first"], rows)
 
 
-def section(
-    title: str, data: Path, heldout: Path, *, out: Path, docs: Path, kimg: str
-) -> tuple[str, list[str]]:
-    """Run the experiment on one target; return its part of the report, and the commands."""
+def section(title: str, data: Path, heldout: Path, *, out: Path, docs: Path, kimg: str) -> str:
+    """Run the experiment on one target; return its part of the report."""
     priors = features(data, out)
     chosen = trials(data, heldout, priors, kimg)
     runs = train(chosen, out / data.stem)
     name = f"instance-prior-{data.stem}.png"
     shown = next(trial for trial in chosen if trial.method == "vgg16 prior")
     picture(docs / name, last_snapshot(runs[shown]), data, priors["vgg16"])
-    text = f"## {title}\n\n{table(runs, data, heldout, priors)}\n\n![{title}]({name})\n"
     commands = [features_command(data, *prior) for prior in priors.items()]
     commands += [trial.command(out / data.stem) for trial in chosen]
-    return text, [f"python {command}" for command in commands]
-
-
-REPORT = """# The data instance prior
-
-Mangla et al., WACV 2022: G and D are conditioned on what a pretrained network sees in an image.
-All numbers and pictures are of one command, after {kimg} kimg, one seed:
-
-    {command}
-
-**KID**, **precision** and **recall**: 5,000 samples against all held-out images, MobileNetV2.
-**Intra-LPIPS**: 1,000 samples, higher is more diverse. **Nearness**: distance of samples to the
-training images relative to that of held-out images; low is copying; **copies** is the share of
-samples nearer to a training image than nearly all held-out ones. Networks with a prior are sampled
-at the conditions of their training images, and, *between conditions*, at mixtures of two
-(`--prior-sample=mixup`). KID has MobileNetV2 features, and so has one prior: compare that prior
-with the others by the rest.
-
-**Rank**: {samples} samples are drawn from the condition of each training image, and all training
-images are sorted by LPIPS to the sample: mean place of the conditioning image. **First**: how
-often it is the first. Without a prior a sample has no conditioning image, and the row shows chance.
-
-In the pictures each row has a training image, then eight samples from its condition (VGG16 prior,
-psi 0.8, the same eight latents in every row).
-
-{sections}
-## The commands
-
-{commands}
-
-The hundred images are of one half of the drawings in `twemoji-heldout.zip`, chosen with a fixed
-seed; the other half is what they are measured against (`hundred` in `examples/instance_prior.py`).
-"""
+    lines = "\n".join(f"    python {command}" for command in commands)
+    return f"{table(runs, data, heldout, priors)}\n\n![{title}]({name})\n\n{lines}"
 
 
 @click.command()
@@ -237,18 +204,9 @@ seed; the other half is what they are measured against (`hundred` in `examples/i
 def main(kimg: str, out: Path, docs: Path) -> None:
     """Measure what the data instance prior does, and write docs/instance-prior.md."""
     targets = {"Ten shots": (TEN, HELDOUT), "A hundred shots": hundred(out)}
-    docs.mkdir(parents=True, exist_ok=True)
-    parts: list[tuple[str, list[str]]] = []
     for title, where in targets.items():
-        parts.append(section(title, *where, out=out, docs=docs, kimg=kimg))
-        text = REPORT.format(
-            kimg=kimg,
-            command=f"python examples/instance_prior.py --kimg={kimg}",
-            samples=PER_CONDITION,
-            sections="\n".join(text for text, _ in parts),
-            commands="\n".join(f"    {line}" for _, commands in parts for line in commands),
-        )
-        write_text(docs / "instance-prior.md", text)
+        text = section(title, *where, out=out, docs=docs, kimg=kimg)
+        publish(docs / "instance-prior.md", slug(title), text)
     click.echo(docs / "instance-prior.md")
 
 
