@@ -78,7 +78,7 @@ class Size:
 SMALL = "--cbase=512 --cmax=64 --zdim=64 --map-depth=2 --batch=16"
 SIZES = {
     "tiny": Size("--cbase=128 --cmax=8 --zdim=8 --map-depth=2 --batch=64", 1, 1, 64),  # a trial
-    "small": Size(SMALL, 60, 6, 1000),
+    "small": Size(SMALL, 60, 3, 1000),
     "large": Size("--cbase=4096 --cmax=256 --map-depth=2 --batch=32", 3000, 100, 10_000),
 }
 
