@@ -51,7 +51,7 @@ METRICS = {  # by the heading of their column
 }
 IN_LOOP = "kid5k_full@mobilenetv2,lpips1k_intra,pr5k3_full@mobilenetv2,nn1k"
 BETWEEN = "kid5k_full@mobilenetv2,nn1k"  # measured once more, with conditions by mixup
-PER_CONDITION = 4
+RETRIEVED = 400  # samples, the same number from every training image's condition
 SHOWN = 6
 
 
@@ -127,7 +127,7 @@ def lpips(images: torch.Tensor) -> torch.Tensor:
 def retrieval(network: Path, data: Path, priors: Path | None) -> tuple[float, float]:
     """Return the mean rank, from 1, of the conditioning image and how often it is the first.
 
-    For every training image, a few samples are drawn from its condition, and all training images
+    For every training image, samples are drawn from its condition, and all training images
     are ordered by their LPIPS to each sample, an image and its mirror image counting as one.
 
     Args:
@@ -137,7 +137,7 @@ def retrieval(network: Path, data: Path, priors: Path | None) -> tuple[float, fl
     """
     real = embedded(data)
     number = real.shape[1]
-    own = torch.arange(number).repeat_interleave(PER_CONDITION)
+    own = torch.arange(number).repeat_interleave(RETRIEVED // number)
     labels = None if priors is None else _conditions(priors)[own]
     fakes = lpips(samples(network, range(len(own)), label=labels))
     distances = torch.cdist(fakes, real.flatten(0, 1)).view(len(own), 2, number).amin(1)
