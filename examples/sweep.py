@@ -110,7 +110,7 @@ def main(
     plot = f"few-shot-lambda-{target}.png"
     save_figure(docs / plot, (6, 5), lambda figure: draw(figure, found))
     command = f"    python {next(iter(trials.values())).command(place)}"
-    parts = [f"### Ten {target}", table(found), f"![Along lambda]({plot})", command]
+    parts = [f"### Along lambda, ten {target}", table(found), f"![Along lambda]({plot})", command]
     publish(docs / "few-shot.md", f"lambda-{target}", "\n\n".join(parts))
     click.echo(f"{table(found)}\n{docs / plot}")
 
