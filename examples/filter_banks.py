@@ -278,7 +278,7 @@ def draw(figure: Any, runs: Runs) -> None:
 def through_routes(network: Path, seeds: Iterable[int]) -> Any:
     """Draw every seed through the same routes, as `generate.py --routes-grid` does."""
     G = pickles.load(network).G_ema
-    rows = generate.through_routes(G, list(seeds), torch.zeros(1, 0), noise_mode="const")
+    rows = generate.through_routes(G, list(seeds), lambda _: torch.zeros(1, 0), noise_mode="const")
     return grids.labelled_rows(list(rows))
 
 
@@ -294,6 +294,7 @@ def report_digits(runs: Runs, size: Size, out: Path, docs: Path) -> list[str]:
         digits_table(runs, out, size.fakes),
         "![Along training](filter-banks-plot.png)",
         "![Samples of the same seeds, first seed of training](filter-banks-digits.png)",
+        cost_table(runs),
     ]
 
 
@@ -322,7 +323,7 @@ def report(trials: Mapping[str, Sequence[Trial]], size: Size, out: Path, docs: P
         for trial, path in done.items():
             runs.setdefault(trial.method, []).append(path)
         if runs:
-            text += [*make(runs, size, ROOT / out, docs), cost_table(runs)]
+            text += make(runs, size, ROOT / out, docs)
             text.append(few_shot._commands(done, out / part))
     publish(docs / "filter-banks.md", "filter-banks", "\n\n".join(text))
 
