@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,8 +47,10 @@ def _keep_freed_memory() -> None:
 
 
 def shutdown() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one: all ranks together, or at once after an error."""
     if td.is_initialized():
+        if sys.exc_info()[0] is None:
+            td.barrier()  # gloo may abort a rank that leaves while others are still at work
         td.destroy_process_group()
 
 
