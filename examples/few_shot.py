@@ -10,6 +10,7 @@ writes docs/few-shot.md with all runs there are. It goes on where it was interru
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -199,7 +200,7 @@ def analyse(target: str, shared: str, out: Path, docs: Path, few: Path) -> None:
     text = []
     for label, path in runs.items():
         folder = out / target / f"analysis-{label}"
-        network = last_snapshot(path).relative_to(ROOT)
+        network = os.path.relpath(last_snapshot(path), ROOT)
         command = f"-m stylegan2_fewshot.analysis {SOURCE} {network} --out={folder}"
         command += f" --fisher={out / 'source.fisher.npz'}"
         run(command, ROOT / folder / "output.txt")

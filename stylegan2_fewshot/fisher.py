@@ -80,8 +80,8 @@ class LogLikelihood(torch.nn.Module):
 
 def conditions_beside(network: Path) -> Tensor | None:
     """Return the conditions `[M, c_dim]` of a network with a data instance prior, or None."""
-    path = instances.companion(network)
-    return instances.load(path).vectors if path.is_file() else None
+    kept = instances.beside(network)
+    return kept.vectors if kept else None
 
 
 class AnyLayout(TorchFunctionMode):

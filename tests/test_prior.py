@@ -229,7 +229,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_trains_on_two_ranks(options, features, tmp_path):
+def test_trains_on_two_ranks(options, tmp_path):
     script, runs = tmp_path / "launch.py", tmp_path / "runs"
     script.write_text(LAUNCH)
     options["plugins"] |= {"bank": {"size": 3}, "lecam": {"lambda_": 1.0}}

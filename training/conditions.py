@@ -12,7 +12,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from stylegan2_fewshot.prior.instances import Instances, companion, load, unit
+from stylegan2_fewshot.prior import instances
+from stylegan2_fewshot.prior.instances import Instances, unit
 
 from . import sources
 
@@ -25,8 +26,7 @@ _SEED = 0
 
 def beside(network: str | os.PathLike[str]) -> Instances | None:
     """Return the conditions that lie beside a network pickle, or None if it has none."""
-    path = companion(sources.fetch(network))
-    return load(path) if path.is_file() else None
+    return instances.beside(sources.fetch(network))
 
 
 def pool(vectors: Tensor, sampling: str) -> Tensor:
@@ -70,7 +70,7 @@ def between(one: Tensor, two: Tensor, steps: int) -> Tensor:
     return unit(torch.lerp(one, two, torch.linspace(0, 1, steps)[:, None]))
 
 
-def of_images(paths: Sequence[str], instances: Instances, G: Any) -> Tensor:
+def of_images(paths: Sequence[str], kept: Instances, G: Any) -> Tensor:
     """Return the conditions `[n, F]` that images give, brought to the size of the network's.
 
     Raises:
@@ -78,12 +78,12 @@ def of_images(paths: Sequence[str], instances: Instances, G: Any) -> Tensor:
     """
     from metrics import detectors
 
-    backbone = instances.meta["backbone"]
+    backbone = kept.meta["backbone"]
     detector = detectors.load(backbone)
-    if detector.sha256 != instances.meta["backbone_sha256"]:
+    if detector.sha256 != kept.meta["backbone_sha256"]:
         raise ValueError(
             f"{backbone}: its weights have SHA-256 {detector.sha256}, those of training had "
-            f"{instances.meta['backbone_sha256']}; get the same file"
+            f"{kept.meta['backbone_sha256']}; get the same file"
         )
     pixels = np.stack([_pixels(Path(path), G.img_resolution, G.img_channels) for path in paths])
     return unit(detector(torch.from_numpy(pixels)))

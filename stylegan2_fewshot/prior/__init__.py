@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..plugin import Plugin, Run, register
-from .instances import Instances, companion, conditions_of, labels_of, load, save
+from .instances import Instances, beside, companion, conditions_of, labels_of, load, save
 
 
 @register("prior")
@@ -46,8 +46,8 @@ class Prior(Plugin):
         if self._meta is None:
             raise ValueError("--prior: this training loop does not hand its labels to G and D")
         self._conditions = Instances(conditions_of(run.dataset), self._meta)
-        if run.resumed and (path := companion(Path(run.resumed))).is_file():
-            self._conditions.refuse_other_backbone(load(path), Path(run.resumed))
+        if run.resumed and (kept := beside(Path(run.resumed))):
+            self._conditions.refuse_other_backbone(kept, Path(run.resumed))
 
     def snapshot(self, path: Path) -> None:
         if self.prior is not None:

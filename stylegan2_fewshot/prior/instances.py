@@ -68,6 +68,12 @@ def companion(network: Path) -> Path:
     return network.with_suffix(".prior.npz")
 
 
+def beside(network: Path) -> Instances | None:
+    """Return the conditions that lie beside a network pickle, or None if it has none."""
+    path = companion(network)
+    return load(path) if path.is_file() else None
+
+
 def digest(data: bytes) -> str:
     """Return what an image file is recognised by."""
     return hashlib.sha256(data).hexdigest()
