@@ -7,13 +7,14 @@ import copy
 import pickle
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stylegan2_fewshot import Run, stats
+from stylegan2_fewshot import Run, _dist, stats
 from stylegan2_fewshot.files import replacing
 from stylegan2_fewshot.plugin import load_external
 
@@ -59,6 +60,16 @@ class Worker:
         except ValueError as error:
             print(f"Error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
+        finally:
+            if options.num_gpus > 1:
+                _leave()
+
+
+def _leave() -> None:
+    """Leave the process group, which the host never does. gloo's threads outlive it where there was
+    DistributedDataParallel, and abort the process if Python ends while they let go of a tensor."""
+    _dist.shutdown()
+    time.sleep(0.5)
 
 
 class Session:

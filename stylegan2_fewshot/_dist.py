@@ -50,7 +50,7 @@ def shutdown() -> None:
     """Leave the process group, if there is one: all ranks together, or at once after an error."""
     if td.is_initialized():
         if sys.exc_info()[0] is None:
-            td.barrier()  # gloo may abort a rank that leaves while others are still at work
+            td.barrier()  # gloo may abort a rank that leaves while others are at work
         td.destroy_process_group()
 
 
