@@ -1,6 +1,6 @@
 """The data instance prior's experiment: does it help, and does a condition mean anything?
 
-    python examples/instance_prior.py [--kimg=5] [--out=out/instance-prior]
+    python examples/instance_prior.py [--kimg=15] [--out=out/instance-prior]
 
 On the ten-shot target and on a hundred-shot one, adapts the example network without and with the
 prior, of two backbones, and with EWC and APA beside it, and writes docs/instance-prior.md with its
@@ -146,8 +146,8 @@ def retrieval(network: Path, data: Path, priors: Path | None) -> tuple[float, fl
 
 
 def _conditions(priors: Path) -> torch.Tensor:
-    """Return the features of a target's images as they are, not mirrored, `[N, c_dim]`."""
-    return instances.load(ROOT / priors).vectors[0]
+    """Return the conditions of a target's images as they are, not mirrored, `[N, c_dim]`."""
+    return instances.load(ROOT / priors).as_conditions().vectors[0]
 
 
 def picture(path: Path, network: Path, data: Path, priors: Path) -> None:
@@ -196,7 +196,7 @@ def section(title: str, data: Path, heldout: Path, *, out: Path, docs: Path, kim
 
 
 @click.command()
-@click.option("--kimg", default="5", show_default=True, help="Length of each training.")
+@click.option("--kimg", default="15", show_default=True, help="Length of each training.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("out/instance-prior"), show_default=True
 )

@@ -170,8 +170,17 @@ def test_exported_program_is_a_backbone(tiny_data, backbone, features, tmp_path)
         detectors.load(str(tmp_path / "junk.pt2"))
 
 
-def test_labels_are_the_features_of_each_image_in_use(features, tiny_data):
-    vectors = instances.load(features).vectors
+def test_conditions_are_what_tells_features_apart():
+    features = instances.unit(torch.randn(2, 20, 30) + 2)
+    conditions = Instances(features, {}).as_conditions()
+    shared = [(v[0] @ v[0].T).mean() for v in (features, conditions.vectors)]
+    assert shared[0] > 0.7 and shared[1].abs() < 0.1
+    torch.testing.assert_close(conditions.vectors.norm(dim=-1), torch.ones(2, 20))
+    torch.testing.assert_close(conditions.condition_of(3 * features[0]), conditions.vectors[0])
+
+
+def test_labels_are_the_conditions_of_each_image_in_use(features, tiny_data):
+    vectors = instances.load(features).as_conditions().vectors
     dataset = ImageDataset(tiny_data, max_size=3, xflip=True, seed=1)
     labelled = Prior(prior=str(features)).condition(dataset)
     assert labelled.label_dim == DIM and dataset.label_dim == 0 and len(labelled) == 6
@@ -204,8 +213,10 @@ def test_training_gives_a_conditional_network_and_its_conditions(trained, featur
     assert G.c_dim == DIM and not torch.equal(G.mapping.fc0.weight[:, 8:], torch.zeros(8, 8))
     kept = instances.load(companion(trained))
     assert kept.vectors.shape == (16, DIM) and "files" not in kept.meta
+    expected = instances.load(features).as_conditions()
+    assert torch.equal(kept.center, expected.center)
     assert set(map(tuple, kept.vectors.tolist())) == set(
-        map(tuple, instances.load(features).vectors.flatten(0, 1).tolist())
+        map(tuple, expected.vectors.flatten(0, 1).tolist())
     )
 
 
@@ -331,7 +342,8 @@ def run_generate(network, *arguments):
 
 def test_generate_takes_an_image_s_condition(trained, tiny_data, features):
     c = conditions.of_images([str(tiny_data / "3.png")], *_loaded(trained))
-    torch.testing.assert_close(c[0], instances.load(features).vectors[0, 3])
+    expected = instances.load(features).as_conditions().vectors[0, 3]
+    torch.testing.assert_close(c[0], expected, atol=1e-4, rtol=0)
     result = run_generate(trained, "--prior-image", tiny_data / "3.png")
     assert result.exit_code == 0, result.output
     z = torch.from_numpy(np.random.RandomState(1).randn(1, 8)).float()

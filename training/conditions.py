@@ -86,7 +86,7 @@ def of_images(paths: Sequence[str], kept: Instances, G: Any) -> Tensor:
             f"{kept.meta['backbone_sha256']}; get the same file"
         )
     pixels = np.stack([_pixels(Path(path), G.img_resolution, G.img_channels) for path in paths])
-    return unit(detector(torch.from_numpy(pixels)))
+    return kept.condition_of(detector(torch.from_numpy(pixels)))
 
 
 def _pixels(path: Path, resolution: int, channels: int) -> np.ndarray:

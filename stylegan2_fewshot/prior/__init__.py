@@ -13,10 +13,11 @@ from .instances import Instances, beside, companion, conditions_of, labels_of, l
 class Prior(Plugin):
     """Condition G and D on a pretrained network's view of each image (data instance prior).
 
-    Mangla et al., WACV 2022 (arXiv 2012.04256). The label of an image is its feature vector, so
-    that what comes out is an ordinary conditional network. An unconditional source is widened,
-    and its images and logits are the same at first. Beside every snapshot lies what sampling
-    needs, as `*.prior.npz`: conditions seen in training, at most 1000.
+    Mangla et al., WACV 2022 (arXiv 2012.04256). The label of an image is its feature vector, less
+    the mean over the data set, so that what comes out is an ordinary conditional network. An
+    unconditional source is widened, and its images and logits are the same at first. Beside every
+    snapshot lies what sampling needs, as `*.prior.npz`: conditions seen in training, at most 1000,
+    and that mean.
 
     Args:
         prior: File of `python -m stylegan2_fewshot.prior features`, of these training images.
@@ -27,28 +28,30 @@ class Prior(Plugin):
     def __init__(self, *, prior: str | None = None) -> None:
         super().__init__()
         self.prior = prior
-        self._meta: dict[str, Any] | None = None
+        self._conditions: Instances | None = None
 
     def condition(self, dataset: Any) -> Any:
         if self.prior is None:
             return dataset
         features = load(Path(self.prior))
-        if features.vectors.ndim != 3:
+        if features.center is not None:
             raise ValueError(f"--prior={self.prior}: of a network; give those of a data set")
         if dataset.label_dim:
             raise ValueError("--prior brings its own labels; leave --cond away")
-        self._meta = {key: value for key, value in features.meta.items() if key != "files"}
-        return dataset.with_labels(labels_of(dataset, features))
+        of_files = features.as_conditions()
+        conditioned = dataset.with_labels(labels_of(dataset, of_files))
+        meta = {key: value for key, value in features.meta.items() if key != "files"}
+        self._conditions = Instances(conditions_of(conditioned), meta, of_files.center)
+        return conditioned
 
     def setup(self, run: Run) -> None:
         if self.prior is None:
             return
-        if self._meta is None:
+        if self._conditions is None:
             raise ValueError("--prior: this training loop does not hand its labels to G and D")
-        self._conditions = Instances(conditions_of(run.dataset), self._meta)
         if run.resumed and (kept := beside(Path(run.resumed))):
             self._conditions.refuse_other_backbone(kept, Path(run.resumed))
 
     def snapshot(self, path: Path) -> None:
-        if self.prior is not None:
+        if self._conditions is not None:
             save(companion(path), self._conditions)

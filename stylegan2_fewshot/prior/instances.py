@@ -27,10 +27,26 @@ class Instances:
             `[M, F]`, conditions to sample from.
         meta: `backbone`, `backbone_sha256` and `resize`, and, of a data set, `files`: the SHA-256
             of each file by name, in the order of the vectors.
+        center: `[F]`, what was subtracted to make conditions of features; None: they are features.
     """
 
     vectors: Tensor
     meta: dict[str, Any]
+    center: Tensor | None = None
+
+    def as_conditions(self) -> Instances:
+        """Return the conditions that these features give: without their mean, of unit length.
+
+        Features of different images share most of their direction (a mean cosine of 0.7 with
+        MobileNetV2 on drawings), and what they share tells no image from another.
+        """
+        mean = self.vectors.flatten(0, -2).mean(0)
+        return Instances(unit(self.vectors - mean), self.meta, mean)
+
+    def condition_of(self, features: Tensor) -> Tensor:
+        """Return the conditions `[N, F]` of other images, of their features `[N, F]`."""
+        features = unit(features)
+        return features if self.center is None else unit(features - self.center)
 
     def refuse_other_backbone(self, other: Instances, path: Path) -> None:
         """Raise ValueError unless `other`, of the network at `path`, is of the same backbone."""
@@ -48,7 +64,8 @@ def unit(vectors: Tensor) -> Tensor:
 
 def save(path: Path, instances: Instances) -> None:
     """Write features or conditions; the file is complete or absent."""
-    stamped.write(path, {"vectors": instances.vectors}, instances.meta)
+    tensors = {"vectors": instances.vectors, "center": instances.center}
+    stamped.write(path, {k: v for k, v in tensors.items() if v is not None}, instances.meta)
 
 
 def load(path: Path) -> Instances:
@@ -60,7 +77,7 @@ def load(path: Path) -> Instances:
     tensors, meta = stamped.read(path, "file of features", f"make it with {_COMMAND}")
     if "vectors" not in tensors or "backbone_sha256" not in meta:
         raise ValueError(f"{path}: not a file of features; make it with {_COMMAND}")
-    return Instances(tensors["vectors"], meta)
+    return Instances(tensors["vectors"], meta, tensors.get("center"))
 
 
 def companion(network: Path) -> Path:
@@ -80,10 +97,10 @@ def digest(data: bytes) -> str:
 
 
 def labels_of(dataset: Any, instances: Instances) -> np.ndarray:
-    """Return the features as labels `[2, files, F]` of a data set; zeros where it uses no image.
+    """Return conditions as labels `[2, files, F]` of a data set; zeros where it uses no image.
 
     Raises:
-        ValueError: An image in use is not among those that the features are of.
+        ValueError: An image in use is not among those that the conditions are of.
     """
     files = instances.meta.get("files", {})
     for name, data in dataset.files():
