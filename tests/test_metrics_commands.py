@@ -176,7 +176,7 @@ def two_runs(tmp_path):
 
 
 def test_table_has_the_best_and_the_last_of_each_run(two_runs, tmp_path):
-    plot = tmp_path / "plot.png"
+    plot = tmp_path / "new" / "plot.png"
     outcome = CliRunner().invoke(compare.main, [*two_runs, f"--plot={plot}"])
     assert outcome.exit_code == 0, outcome.output
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in outcome.stdout.split("\n")]
