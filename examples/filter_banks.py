@@ -26,7 +26,10 @@ import torch
 from experiment import (
     ROOT,
     Trial,
+    by_method,
     choice,
+    commands,
+    finished,
     last_and_best,
     last_snapshot,
     markdown,
@@ -164,6 +167,14 @@ def train_classifier(images: Tensor, labels: Tensor, epochs: int = 3) -> nn.Modu
     return classifier.eval().requires_grad_(False)
 
 
+def load_classifier(out: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the network of digits.pt, and all that is in that file."""
+    saved = torch.load(out / "digits.pt", weights_only=True)
+    classifier = new_classifier().requires_grad_(False)
+    classifier.load_state_dict(saved["classifier"])
+    return classifier, saved
+
+
 def count_digits(
     images: Tensor, classifier: nn.Module, shares: Sequence[float]
 ) -> dict[str, float]:
@@ -191,9 +202,7 @@ def count_digits(
 
 def measure_digits(run_dir: Path, out: Path, fakes: int) -> None:
     """Add the counts of a run's snapshots to its metrics, where they are missing."""
-    saved = torch.load(out / "digits.pt", weights_only=True)
-    classifier = new_classifier().requires_grad_(False)
-    classifier.load_state_dict(saved["classifier"])
+    classifier, saved = load_classifier(out)
     known = {line["snapshot_pkl"] for line in metrics.read(run_dir).get(EFFECTIVE, [])}
     for path in sorted(run_dir.glob("network-snapshot-*.pkl")):
         if path.name not in known:
@@ -205,19 +214,10 @@ def measure_digits(run_dir: Path, out: Path, fakes: int) -> None:
 
 def digits_table(runs: Runs, out: Path, fakes: int) -> str:
     """Return, by method, means and spreads over seeds of the last snapshots."""
-    header = [
-        "banks",
-        "seeds",
-        "digits covered",
-        "effective digits",
-        "chi2",
-        "confident",
-        "variety",
-    ]
+    header = ["banks", "seeds", "digits covered", "effective digits", "chi2", "confident"]
+    header.append("variety")
     keys = ["digits_covered", EFFECTIVE, "digits_chi2", "digits_confident", "digits_variety"]
-    saved = torch.load(out / "digits.pt", weights_only=True)
-    classifier = new_classifier().requires_grad_(False)
-    classifier.load_state_dict(saved["classifier"])
+    classifier, saved = load_classifier(out)
     real = count_digits(real_images(out / "digits.zip", NUMBER), classifier, saved["shares"])
     rows = [["training images", "", *(spread([real[key]], 2) for key in keys)]]
     for method, folders in runs.items():
@@ -299,17 +299,13 @@ def report_digits(runs: Runs, size: Size, out: Path, docs: Path) -> list[str]:
 
 
 def report_emoji(runs: Runs, size: Size, out: Path, docs: Path) -> list[str]:
-    networks = {"source": ROOT / few_shot.SOURCE}
-    networks |= {method: last_snapshot(folders[0]) for method, folders in runs.items()}
-    rows = [("the ten images", real_images(ROOT / few_shot.ten("twemoji"), 10))]
-    rows += [(label, samples(path, few_shot.SHOWN)) for label, path in networks.items()]
-    grids.save_png(docs / "filter-banks-emoji.png", grids.labelled_rows(rows))
+    first = {method: folders[0] for method, folders in runs.items()}
+    grids.save_png(docs / "filter-banks-emoji.png", few_shot.picture("twemoji", first))
     text = ["### Ten emoji", emoji_table(runs)]
     text.append("![Samples of the same seeds](filter-banks-emoji.png)")
     if "16 sets" in runs:
-        grids.save_png(
-            docs / "filter-banks-routes.png", through_routes(networks["16 sets"], range(4))
-        )
+        routes = through_routes(last_snapshot(first["16 sets"]), range(4))
+        grids.save_png(docs / "filter-banks-routes.png", routes)
         text.append("![16 sets: a latent a row, a route a column](filter-banks-routes.png)")
     return text
 
@@ -318,13 +314,9 @@ def report(trials: Mapping[str, Sequence[Trial]], size: Size, out: Path, docs: P
     """Write the document's measured part and its pictures from the runs that are finished."""
     text = []
     for part, make in (("digits", report_digits), ("emoji", report_emoji)):
-        done = {t: path for t in trials[part] if (path := t.finished(out / part))}
-        runs: dict[str, list[Path]] = {}
-        for trial, path in done.items():
-            runs.setdefault(trial.method, []).append(path)
-        if runs:
-            text += make(runs, size, ROOT / out, docs)
-            text.append(few_shot._commands(done, out / part))
+        if done := finished(trials[part], out / part):
+            text += make(by_method(done), size, ROOT / out, docs)
+            text.append(commands(done, out / part))
     publish(docs / "filter-banks.md", "filter-banks", "\n\n".join(text))
 
 
