@@ -147,8 +147,10 @@ def by_method(runs: Mapping[Trial, Path]) -> dict[str, list[Path]]:
 
 def commands(trials: Iterable[Trial], out: Path) -> str:
     """Return for a document the command line of each method's first trial."""
-    first = {trial.method: trial for trial in reversed(list(trials))}
-    lines = [f"    python {trial.command(out)}" for trial in reversed(first.values())]
+    first: dict[str, Trial] = {}
+    for trial in trials:
+        first.setdefault(trial.method, trial)
+    lines = [f"    python {trial.command(out)}" for trial in first.values()]
     return "\n".join(["The commands, those of other seeds alike:", "", *lines])
 
 

@@ -24,6 +24,14 @@ def test_other_options_have_another_folder():
     assert one.kimg == 1 and one.command(Path("out")).endswith("--kimg=1 --seed=0")
 
 
+def test_commands_are_those_of_the_first_trials_in_their_order():
+    named = [("A", 0), ("B", 0), ("A", 1)]
+    trials = [experiment.Trial(method, "--kimg=1", seed) for method, seed in named]
+    lines = experiment.commands(trials, Path("out")).splitlines()
+    assert [line.split()[2].split("/")[1] for line in lines[2:]] == ["a", "b"]
+    assert all(line.endswith("--seed=0") for line in lines[2:])
+
+
 def test_publish_replaces_its_section_alone(tmp_path):
     document = tmp_path / "doc.md"
     document.write_text("head\n<!-- begin: b -->\nold\n<!-- end: b -->\ntail\n")
