@@ -55,7 +55,9 @@ def main(
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     sides = {"ours": str(ROOT)} | ({"original": against} if against else {})
     arguments = [f"--device={device}", *as_arguments(options)]
-    machine = describe(device, torch)
+    chip = torch.cuda.get_device_name() if device == "cuda" else processor()
+    today = datetime.date.today().isoformat()
+    machine = {"date": today, "device": f"{device}, {chip}", "torch": torch.__version__}
     click.echo("\n".join(f"{name}: {value}" for name, value in machine.items()))
     results = {}
     for name in names:
@@ -124,12 +126,6 @@ def shares(values: Values) -> list[str]:
         share = values[name + suffix] / values[f"{name}: forward"]
         lines.append(f"{name + ': share of copy bandwidth':44}{share:12.0%}")
     return lines
-
-
-def describe(device: str, torch: Any) -> dict[str, str]:
-    chip = torch.cuda.get_device_name() if device == "cuda" else processor()
-    today = datetime.date.today().isoformat()
-    return {"date": today, "device": f"{device}, {chip}", "torch": torch.__version__}
 
 
 def processor() -> str:

@@ -37,7 +37,13 @@ FOLDER_OR_FILE = click.Path(exists=True)
     help="Conditions, for a network trained with --prior.  [default: train]",
 )
 @click.option("--gpus", type=click.IntRange(min=1), default=1, help="Processes.", show_default=True)
-@click.option("--seed", type=int, default=0, help="Seed of all that is random.", show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    help="Seed of all that is random.",
+    show_default=True,
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder.  [default: the run's]")
 def main(**options: Any) -> None:

@@ -112,6 +112,7 @@ def test_a_part_of_the_training_images_is_that_of_the_pickle(run_dir):
         (["--data=DIR/broken"], "0.png: cannot be read as an image"),
         (["--metricdata=DIR/broken"], "0.png: cannot be read as an image"),
         (["--prior-sample=mixup"], "no file .prior.npz beside the network"),
+        (["--seed=-1"], "'--seed': -1 is not in the range"),
     ],
 )
 def test_a_mistake_is_one_line(run_dir, words, message):
