@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+from stylegan2_fewshot.files import write_text
+
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = Path(__file__).resolve().parent.parent
 WHAT = ("ops", "pipe", "tiny32", "demo64", "train64", "train256", "train1024")
@@ -30,9 +32,14 @@ Values = dict[str, float]
 @click.option("--rounds", type=click.IntRange(min=1), default=2, help="Processes per row.")
 @click.option("--reps", type=click.IntRange(min=1), default=3, help="Timed calls per process.")
 @click.option("--against", type=click.Path(exists=True, file_okay=False, resolve_path=True))
-@click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Write results here.")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write results here.",
+)
 def main(
-    what: str, device: str, rounds: int, against: str | None, json_path: str | None, **options: Any
+    what: str, device: str, rounds: int, against: str | None, json_path: Path | None, **options: Any
 ) -> None:
     """Print a table of operations, generator, training phases, sec/kimg and peak memory.
 
@@ -42,13 +49,18 @@ def main(
     """
     import torch
 
+    names = split(what)
+    if json_path:  # what cannot be written shows before it is measured
+        json_path.parent.mkdir(parents=True, exist_ok=True)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     sides = {"ours": str(ROOT)} | ({"original": against} if against else {})
     arguments = [f"--device={device}", *as_arguments(options)]
-    machine = describe(device, torch)
+    chip = torch.cuda.get_device_name() if device == "cuda" else processor()
+    today = datetime.date.today().isoformat()
+    machine = {"date": today, "device": f"{device}, {chip}", "torch": torch.__version__}
     click.echo("\n".join(f"{name}: {value}" for name, value in machine.items()))
     results = {}
-    for name in split(what):
+    for name in names:
         best: dict[str, Values] = {side: {} for side in sides}
         for _ in range(rounds):
             for side, root in sides.items():  # in turn, so that both meet the same machine
@@ -56,7 +68,8 @@ def main(
         results[name] = best
         click.echo(table(name, best))
     if json_path:
-        write(Path(json_path), {"machine": machine, "arguments": arguments, "results": results})
+        content = {"machine": machine, "arguments": arguments, "results": results}
+        write_text(json_path, json.dumps(content, indent=2))
 
 
 def split(what: str) -> list[str]:
@@ -115,12 +128,6 @@ def shares(values: Values) -> list[str]:
     return lines
 
 
-def describe(device: str, torch: Any) -> dict[str, str]:
-    chip = torch.cuda.get_device_name() if device == "cuda" else processor()
-    today = datetime.date.today().isoformat()
-    return {"date": today, "device": f"{device}, {chip}", "torch": torch.__version__}
-
-
 def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -128,15 +135,6 @@ def processor() -> str:
         return platform.processor()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return f"{next(names, platform.processor())}, {os.cpu_count()} cores"
-
-
-def write(path: Path, content: Any) -> None:
-    partial = path.with_name(f"{path.name}.part")
-    with open(partial, "w") as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,8 @@ def train(trials: Sequence[Trial], out: Path, *, jobs: int | None = None) -> dic
         out: Folder for all runs, below the project's root or absolute.
         jobs: Runs at a time; default: as many as there are cores, or 1 with a GPU.
     """
-    cores = len(os.sched_getaffinity(0))
+    known = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     jobs = jobs or (1 if torch.cuda.is_available() else cores)
     threads = max(cores // jobs, 1)
     with ThreadPoolExecutor(jobs) as pool:
@@ -128,7 +129,29 @@ def train(trials: Sequence[Trial], out: Path, *, jobs: int | None = None) -> dic
             if trial.finished(out) is None
         ]
         _watch(trials, out, running)
+    return finished(trials, out)
+
+
+def finished(trials: Iterable[Trial], out: Path) -> dict[Trial, Path]:
+    """Return the run directories of those trials that are finished."""
     return {trial: found for trial in trials if (found := trial.finished(out))}
+
+
+def by_method(runs: Mapping[Trial, Path]) -> dict[str, list[Path]]:
+    """Return run directories by method, those of its seeds in their order."""
+    found: dict[str, list[Path]] = {}
+    for trial, run_dir in runs.items():
+        found.setdefault(trial.method, []).append(run_dir)
+    return found
+
+
+def commands(trials: Iterable[Trial], out: Path) -> str:
+    """Return for a document the command line of each method's first trial."""
+    first: dict[str, Trial] = {}
+    for trial in trials:
+        first.setdefault(trial.method, trial)
+    lines = [f"    python {trial.command(out)}" for trial in first.values()]
+    return "\n".join(["The commands, those of other seeds alike:", "", *lines])
 
 
 def _watch(trials: Sequence[Trial], out: Path, running: Sequence[Future[None]]) -> None:
@@ -136,8 +159,9 @@ def _watch(trials: Sequence[Trial], out: Path, running: Sequence[Future[None]]) 
     total = sum(trial.kimg for trial in trials)
     start = sum(trial.progress(out) for trial in trials)
     with tqdm(total=total, initial=start, unit="kimg", disable=not running) as bar:
-        while not all(future.done() for future in running):
-            ended, _ = wait(running, timeout=2, return_when=FIRST_EXCEPTION)
+        waiting = True
+        while waiting:
+            ended, waiting = wait(running, timeout=2, return_when=FIRST_EXCEPTION)
             bar.update(sum(trial.progress(out) for trial in trials) - bar.n)
             if failed := [future for future in ended if future.exception()]:
                 for future in running:
@@ -162,9 +186,20 @@ def last_and_best(run_dir: Path, judge: str) -> tuple[dict[str, float], dict[str
     return _at(found, last["kimg"]), _at(found, best["kimg"])
 
 
-def values(found: Mapping[str, list[dict]]) -> dict[str, float]:
-    """Return all values of the last results of every metric, as `results.read` gives them."""
-    return {k: v for lines in found.values() for k, v in lines[-1]["results"].items()}
+def measured(network: Path, names: Sequence[str], options: str, folder: Path) -> dict[str, float]:
+    """Return metric values of a network, measuring them where they are missing.
+
+    Args:
+        network: Network pickle.
+        names: Metrics.
+        options: Further options of `python -m metrics`.
+        folder: Where the results are kept, below the project's root or absolute.
+    """
+    if len(results.read(ROOT / folder)) < len(names):
+        command = f"-m metrics {network} --metrics={','.join(names)} {options} --out={folder}"
+        run(command, ROOT / folder / "output.txt")
+    found = results.read(ROOT / folder).values()
+    return {k: v for lines in found for k, v in lines[-1]["results"].items()}
 
 
 def _at(found: Mapping[str, list[dict]], kimg: float) -> dict[str, float]:
@@ -195,10 +230,10 @@ def samples(
     return torch.cat(images).clamp(-1, 1)
 
 
-def real_images(archive: Path, count: int) -> torch.Tensor:
-    """Return the first images `[N, C, H, W]` of a data set, in [-1, 1]."""
+def real_images(archive: Path, count: int | None = None) -> torch.Tensor:
+    """Return the first images `[N, C, H, W]` of a data set, or all of them, in [-1, 1]."""
     dataset = ImageDataset(archive)
-    pixels = np.stack([dataset[i][0] for i in range(min(count, len(dataset)))])
+    pixels = np.stack([dataset[i][0] for i in range(len(dataset))[:count]])
     return torch.from_numpy(pixels).float() / 127.5 - 1
 
 
@@ -257,8 +292,8 @@ def choice(known: Iterable[str]) -> Callable[[Any, Any, str], list[str]]:
 
 
 def numbers(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
-    """Return the seeds that an option names, as `0,1,2`."""
+    """Return the seeds that an option names, as `0,1,2`, each of them once."""
     try:
-        return [int(part) for part in value.split(",")]
+        return list(dict.fromkeys(int(part) for part in value.split(",")))
     except ValueError as error:
         raise click.BadParameter(f"must be numbers with commas between, got {value}") from error

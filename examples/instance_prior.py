@@ -10,7 +10,6 @@ pictures. A larger --kimg is a larger experiment; an interrupted one goes on whe
 from __future__ import annotations
 
 import functools
-import sys
 from pathlib import Path
 
 import click
@@ -22,6 +21,7 @@ from experiment import (
     last_and_best,
     last_snapshot,
     markdown,
+    measured,
     publish,
     real_images,
     run,
@@ -31,7 +31,7 @@ from experiment import (
 )
 from make_data import base_code_point, write_zip
 
-from metrics import detectors, results
+from metrics import detectors
 from stylegan2_fewshot.prior import instances
 from training import grids
 from training.dataset import ImageDataset
@@ -50,7 +50,7 @@ METRICS = {  # by the heading of their column
     "copies": "nn1k_copies",
 }
 IN_LOOP = "kid5k_full@mobilenetv2,lpips1k_intra,pr5k3_full@mobilenetv2,nn1k"
-BETWEEN = "kid5k_full@mobilenetv2,nn1k"  # measured once more, with conditions by mixup
+BETWEEN = ("kid5k_full@mobilenetv2", "nn1k")  # measured once more, with conditions by mixup
 RETRIEVED = 400  # samples, the same number from every training image's condition
 SHOWN = 6
 
@@ -67,11 +67,12 @@ def hundred(folder: Path) -> tuple[Path, Path]:
     ours = set(rng.permutation(bases)[: len(bases) // 2])
     mine = sorted(name for name in pngs if base_code_point(name) in ours)
     chosen = rng.permutation(mine)[:100]
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / "twemoji-hundred.zip", folder / "twemoji-rest.zip"
-    write_zip(paths[0], {name: pngs[name] for name in chosen})
-    write_zip(paths[1], {n: png for n, png in pngs.items() if base_code_point(n) not in ours})
-    return paths
+    (ROOT / folder).mkdir(parents=True, exist_ok=True)
+    shots, rest = folder / "twemoji-hundred.zip", folder / "twemoji-rest.zip"
+    write_zip(ROOT / shots, {name: pngs[name] for name in chosen})
+    others = {name: png for name, png in pngs.items() if base_code_point(name) not in ours}
+    write_zip(ROOT / rest, others)
+    return shots, rest
 
 
 def features(data: Path, out: Path) -> dict[str, Path]:
@@ -102,19 +103,10 @@ def trials(data: Path, heldout: Path, priors: dict[str, Path], kimg: str) -> lis
     return [Trial(name, f"{same} {how}") for name, how in methods.items()]
 
 
-def measured_between(network: Path, heldout: Path) -> dict[str, float]:
-    """Return metrics with conditions between those of training; computed once."""
-    out = network.parent / "mixup"
-    if len(results.read(out)) < len(BETWEEN.split(",")):
-        options = f"--metricdata={heldout} --metrics={BETWEEN} --prior-sample=mixup --out={out}"
-        run(f"-m metrics {network} {options}", network.parent / "mixup.txt")
-    return {k: v for found in results.read(out).values() for k, v in found[-1]["results"].items()}
-
-
 @functools.lru_cache(maxsize=2)
 def embedded(data: Path) -> torch.Tensor:
     """Return LPIPS vectors of a target's images `[2, N, F]`, mirror images second."""
-    images = real_images(ROOT / data, sys.maxsize)
+    images = real_images(ROOT / data)
     return torch.stack([lpips(images), lpips(images.flip(3))])
 
 
@@ -171,12 +163,10 @@ def table(runs: dict[Trial, Path], data: Path, heldout: Path, priors: dict[str, 
         row = [trial.method, *(f"{last[name]:.3f}" for name in METRICS.values())]
         rows.append([*row, f"{rank:.2f}", f"{first:.2f}"])
         if own:
-            between = measured_between(network, heldout)
-            cells = (between.get(name) for name in METRICS.values())
-            rows.append(
-                ["... between conditions", *("" if x is None else f"{x:.3f}" for x in cells)]
-            )
-            rows[-1] += ["", ""]
+            options = f"--metricdata={heldout} --prior-sample=mixup"
+            between = measured(network, BETWEEN, options, network.parent / "mixup")
+            cells = [f"{between[k]:.3f}" if k in between else "" for k in METRICS.values()]
+            rows.append(["... between conditions", *cells, "", ""])
     rows.append(["chance", *[""] * len(METRICS), f"{(number + 1) / 2:.2f}", f"{1 / number:.2f}"])
     return markdown(["method", *METRICS, "rank", "first"], rows)
 

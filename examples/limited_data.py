@@ -25,7 +25,10 @@ import torch
 from experiment import (
     ROOT,
     Trial,
+    by_method,
     choice,
+    commands,
+    finished,
     last_and_best,
     markdown,
     numbers,
@@ -150,6 +153,7 @@ def measure_overfitting(run_dir: Path) -> None:
 def _seen_and_unseen(run_dir: Path) -> tuple[Tensor, ...]:
     """Return training images of a run and as many of the rest of its archive, shuffled."""
     options = json.loads((run_dir / "training_options.json").read_text())["dataset"]
+    options["path"] = ROOT / options["path"]  # as train.py was told, in that folder
     dataset, everything = (
         ImageDataset(**{**options, "max_size": n}) for n in (options["max_size"], None)
     )
@@ -178,9 +182,9 @@ def draw(figure: Any, runs: Runs) -> None:
     """Draw distance, logits, overfitting and p over kimg: a colour for each method."""
     distance, logits, memory, p = figure.subplots(2, 2, sharex=True).flat
     for number, (method, folders) in enumerate(runs.items()):
-        for first, run_dir in zip([True, *[False] * len(folders)], folders, strict=False):
+        for index, run_dir in enumerate(folders):
             look = {"color": f"C{number}", "linewidth": 1.2}
-            label = {"label": method} if first else {}
+            label = {} if index else {"label": method}
             distance.plot(*measured(run_dir, DISTANCE), ".-", **look, **label)
             memory.plot(*measured(run_dir, OVERFITTING), ".-", **look)
             logits.plot(*statistics(run_dir, "Loss/scores/real"), "-", **look)
@@ -225,17 +229,14 @@ def _last(folders: Sequence[Path], name: str) -> str:
 
 def report(trials: Sequence[Trial], size: Size, out: Path, docs: Path) -> None:
     """Write the document's measured part and its plot from the runs that are finished."""
-    done = {trial: path for trial in trials if (path := trial.finished(out))}
-    runs: dict[str, list[Path]] = {}
-    for trial, path in done.items():
-        measure_overfitting(path)
-        runs.setdefault(trial.method, []).append(path)
-    commands = [f"    python {t.command(out)}" for t in done if t.seed == min(x.seed for x in done)]
+    done = finished(trials, out)
+    for run_dir in done.values():
+        measure_overfitting(run_dir)
+    runs = by_method(done)
     what = f"{size.subset} images of {size.resolution}x{size.resolution}, {size.kimg} kimg"
     plot = "limited-data.png"
     save_figure(docs / plot, (12, 8), lambda figure: draw(figure, runs))
-    text = [f"![Along training]({plot})", f"{what}:", table(runs)]
-    text += ["The commands, those of other seeds alike:", "\n".join(commands)]
+    text = [f"![Along training]({plot})", f"{what}:", table(runs), commands(done, out)]
     publish(docs / "limited-data.md", "limited-data", "\n\n".join(text))
 
 

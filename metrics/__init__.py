@@ -93,17 +93,11 @@ def compute(
         check(metric, dataset, reference)
     loaded = [load(metric.detector, torch.device(device)) for metric in metrics]
     subject = Subject(G, dataset if labels is None else labels, seed, torch.device(device))
-    expected = _most_fakes(metrics, loaded)
+    pairs = list(zip(metrics, loaded, strict=True))
+    expected = {own: max(m.num_fakes for m, other in pairs if other == own) for own in loaded}
     evaluation = Evaluation(subject, dataset, reference, show=show, expected=expected)
-    for metric, detector in zip(metrics, loaded, strict=True):
+    for metric, detector in pairs:
         yield _result(metric, detector, evaluation, kimg=kimg, snapshot_pkl=snapshot)
-
-
-def _most_fakes(metrics: list[Metric], loaded: list[Detector]) -> dict[Detector, int]:
-    most: dict[Detector, int] = {}
-    for metric, detector in zip(metrics, loaded, strict=True):
-        most[detector] = max(metric.num_fakes, most.get(detector, 0))
-    return most
 
 
 def _result(

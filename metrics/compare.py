@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import click
+
+from stylegan2_fewshot.files import replacing
 
 from .results import is_better, read, value
 
@@ -72,26 +73,21 @@ def best_of(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def save_plot(runs: Runs, path: Path) -> None:
     """Write a PNG with a panel for each metric, and a line in it for each run."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     names = metric_names(runs)
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(5 * columns, 3.5 * rows), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(5 * columns, 3.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for panel in axes.flat[len(names) :]:
         panel.remove()
     for panel, name in zip(axes.flat, names, strict=False):
         _draw(panel, name, runs)
     figure.legend(axes[0, 0].get_lines(), list(runs), loc="outside lower center")
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)
-    os.replace(temporary, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as stream:
+        figure.savefig(stream, format="png", dpi=120)
 
 
 def _draw(panel: Any, name: str, runs: Runs) -> None:
@@ -106,13 +102,9 @@ def _draw(panel: Any, name: str, runs: Runs) -> None:
 def _cell(results: list[dict[str, Any]]) -> str:
     if not results:
         return "-"
-    best, last = best_of(results), results[-1]
-    return f"{_at(best)}, last {value(last):.4g}"
-
-
-def _at(result: dict[str, Any]) -> str:
-    kimg = result.get("kimg")
-    return f"{value(result):.4g}" + ("" if kimg is None else f" at {kimg:g}")
+    best = best_of(results)
+    at = "" if best.get("kimg") is None else f" at {best['kimg']:g}"
+    return f"{value(best):.4g}{at}, last {value(results[-1]):.4g}"
 
 
 if __name__ == "__main__":

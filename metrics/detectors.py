@@ -136,11 +136,6 @@ def load(name: str, device: torch.device = CPU) -> Detector:
     return build(device) if build else _file(name, device)
 
 
-def names() -> list[str]:
-    """Return the names of all detectors that are known without a file."""
-    return sorted(_BUILDERS)
-
-
 def _inception(device: torch.device, *, probabilities: bool = False) -> Detector:
     [path] = obtain((INCEPTION,))
     name = "inception-probabilities" if probabilities else "inception"
@@ -158,8 +153,9 @@ def _nvidia_vgg16(device: torch.device, *, lpips: bool = False) -> Detector:
 
 
 def _mobilenetv2(device: torch.device) -> Detector:
-    paths = obtain((MOBILENETV2,))
-    return _pooled("mobilenetv2", mobilenet_v2(paths[0]), paths, Resize(160), device)
+    paths, resize = obtain((MOBILENETV2,)), Resize(160)
+    network = _ready(Pooled(mobilenet_v2(paths[0]), resize), device)
+    return Detector("mobilenetv2", _hashes(paths), str(resize), network)
 
 
 def _resnet50_ssl(device: torch.device) -> Detector:
@@ -168,13 +164,13 @@ def _resnet50_ssl(device: torch.device) -> Detector:
 
 
 def _convolutional(device: torch.device, *, name: str) -> Detector:
-    paths = obtain((CONVOLUTIONS[name],), (BOTH[name],), (CONVOLUTIONS[name],))
-    return _pooled(name, convolutions(name, paths), paths, Resize(224), device)
+    paths, resize = obtain((CONVOLUTIONS[name],), (BOTH[name],)), Resize(224)
+    network = _ready(Pooled(convolutions(name, paths), resize), device)
+    return Detector(name, _hashes(paths), str(resize), network)
 
 
 def _lpips(device: torch.device, *, name: str) -> Detector:
-    separate, both = (CONVOLUTIONS[name], HEADS[name]), (BOTH[name],)
-    paths = obtain(separate, both, separate)
+    paths = obtain((CONVOLUTIONS[name], HEADS[name]), (BOTH[name],))
     embed = LpipsEmbedding(convolutions(name, paths), lpips_heads(paths), TAPS[name])
     return Detector(f"lpips-{name}", _hashes(paths), _LPIPS_SIZE, _ready(embed, device))
 
@@ -191,12 +187,6 @@ _BUILDERS: Mapping[str, Callable[[torch.device], Detector]] = {
     "lpips-vgg16": functools.partial(_lpips, name="vgg16"),
     "lpips-alexnet": functools.partial(_lpips, name="alexnet"),
 }
-
-
-def _pooled(
-    name: str, layers: nn.Module, paths: list[Path], resize: Resize, device: torch.device
-) -> Detector:
-    return Detector(name, _hashes(paths), str(resize), _ready(Pooled(layers, resize), device))
 
 
 def _whole(

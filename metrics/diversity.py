@@ -56,11 +56,9 @@ def intra_cluster(clusters: Iterable[Tensor]) -> Diversity:
     Args:
         clusters: Embeddings `[N_k, F]` of the members of each cluster; N_k may be 0.
     """
-    members = list(map(_size_and_distance, clusters))
-    distances = [distance for size, distance in members if size > 1]
-    mean = float(np.mean(distances)) if distances else 0.0
-    return Diversity(mean, len(distances), sum(size == 0 for size, _ in members))
-
-
-def _size_and_distance(embeddings: Tensor) -> tuple[int, float]:
-    return len(embeddings), mean_pairwise(embeddings) if len(embeddings) > 1 else 0.0
+    distances, empty = [], 0
+    for members in clusters:
+        empty += len(members) == 0
+        if len(members) > 1:
+            distances.append(mean_pairwise(members))
+    return Diversity(float(np.mean(distances)) if distances else 0.0, len(distances), empty)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stylegan2_fewshot import _dist
+from stylegan2_fewshot.files import replacing
 from stylegan2_fewshot.plugin import seed_of
 from training.sources import cache_dir
 
@@ -159,7 +158,9 @@ def cached(parts: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
         return torch.from_numpy(np.load(path, allow_pickle=False))
     features = make()
     if not found[_dist.rank()]:
-        _save(path, features.numpy())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as stream:
+            np.save(stream, features.numpy(), allow_pickle=False)
     return features
 
 
@@ -183,13 +184,3 @@ def seeded(seed: int, start: int, device: torch.device) -> Iterator[torch.Genera
 def to_uint8(images: Tensor) -> Tensor:
     """Return images of [-1, 1] as uint8."""
     return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        np.save(stream, array, allow_pickle=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""Measure the generator of a network pickle, on one process or several."""
+"""Command line: measure the generator of a network pickle, on one process or several."""
 
 from __future__ import annotations
 
@@ -16,31 +16,68 @@ import torch.multiprocessing
 
 import metrics
 from stylegan2_fewshot import _dist
+from stylegan2_fewshot.options import Command
 from training import conditions, pickles
 from training.dataset import ImageDataset
 
+FOLDER_OR_FILE = click.Path(exists=True)
 
-def launch(options: dict[str, Any]) -> None:
-    """Measure on as many processes as `--gpus` says; torchrun's are there already."""
-    if options["gpus"] == 1 or "WORLD_SIZE" in os.environ:
+
+@click.command(cls=Command, context_settings={"max_content_width": 100})
+@click.argument("network")
+@click.option("--metrics", "names", default="fid50k_full", help="Names.", show_default=True)
+@click.option("--data", type=FOLDER_OR_FILE, help="Training images.  [default: as in the pickle]")
+@click.option("--metricdata", type=FOLDER_OR_FILE, help="Images to measure against, if others.")
+@click.option(
+    "--mirror", type=bool, help="Trained with mirror images.  [default: as in the pickle]"
+)
+@click.option(
+    "--prior-sample",
+    type=click.Choice(conditions.SAMPLINGS),
+    help="Conditions, for a network trained with --prior.  [default: train]",
+)
+@click.option("--gpus", type=click.IntRange(min=1), default=1, help="Processes.", show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    help="Seed of all that is random.",
+    show_default=True,
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder.  [default: the run's]")
+def main(**options: Any) -> None:
+    """Measure the generator in NETWORK (a path, a URL or a name as ffhq256).
+
+    \b
+    NETWORK's results are printed as lines of JSON, and in a run directory added to its files:
+      python -m metrics network-best.pkl --data=ten.zip --metricdata=heldout.zip \\
+          --metrics=kid5k_full@mobilenetv2,lpips1k_intra,nn1k,copying1k
+    """
+    if options["gpus"] == 1 or "WORLD_SIZE" in os.environ:  # torchrun's processes are there already
         measure(options)
-    else:
-        arguments = (options, _free_port())
-        torch.multiprocessing.spawn(_rank, arguments, nprocs=options["gpus"])
+        return
+    arguments = (options, _free_port())
+    try:
+        torch.multiprocessing.spawn(_spawned, arguments, nprocs=options["gpus"])
+    except torch.multiprocessing.ProcessExitedException as ended:
+        raise SystemExit(ended.exit_code) from None
 
 
 def measure(options: dict[str, Any]) -> None:
-    """Compute, print and keep the results, on this rank of however many there are."""
+    """Compute, print and keep the results, on this rank of however many there are.
+
+    Raises:
+        ValueError: A user's mistake.
+        SystemExit: Some metrics were left out; status 1.
+    """
     device = _dist.init(options["device"])
     torch.backends.cudnn.allow_tf32 = False
     source = options["network"]
     network = pickles.load(source)
     pool = _pool(options)
     data = _datasets(options, network, has_labels=network.G_ema.c_dim > 0 and pool is None)
-    try:
-        names, complaints = metrics.usable(options["names"].split(","), *data, device=device)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+    names, complaints = metrics.usable(options["names"].split(","), *data, device=device)
     if _dist.rank() == 0:
         click.echo("\n".join(complaints), err=True, nl=bool(complaints))
     notes = {"seed": options["seed"], "kimg": _kimg(source), "snapshot": Path(source).name}
@@ -57,20 +94,35 @@ def _pool(options: dict[str, Any]) -> metrics.Pool | None:
     """Return what a network with a data instance prior is conditioned on, or None without one."""
     instances, sampling = conditions.beside(options["network"]), options["prior_sample"]
     if instances is None and sampling:
-        raise click.UsageError(f"--prior-sample={sampling}: no file .prior.npz beside the network")
+        raise ValueError(f"--prior-sample={sampling}: no file .prior.npz beside the network")
     if instances is None:
         return None
     return metrics.Pool(conditions.pool(instances.vectors, sampling or "train"))
 
 
-def _datasets(options: dict[str, Any], network: Any, *, has_labels: bool) -> tuple[Any, Any]:
+def _datasets(
+    options: dict[str, Any], network: pickles.NetworkPickle, *, has_labels: bool
+) -> tuple[ImageDataset, ImageDataset | None]:
     """Return the training set, and the set to measure against or None."""
-    noted = network.training_set_kwargs or {}
+    G, noted = network.G_ema, network.training_set_kwargs or {}
     path = options["data"] or noted.get("path")
     if not path or not Path(path).exists():
-        raise click.UsageError(f"--data: say where the training images are; not at {path}")
+        raise ValueError(f"--data: say where the training images are; not at {path}")
+    # The original says random_seed.
+    part = {"max_size": noted.get("max_size"), "seed": noted.get("seed", noted.get("random_seed"))}
+    part = {} if options["data"] or None in part.values() else part
     mirror = noted.get("xflip", False) if options["mirror"] is None else options["mirror"]
-    training = ImageDataset(path, use_labels=has_labels, xflip=mirror)
+    training = ImageDataset(path, use_labels=has_labels, xflip=mirror, **part)
+    if training.resolution != G.img_resolution:
+        raise ValueError(
+            f"--data: images must be of {G.img_resolution} pixels as the network's, "
+            f"got {training.resolution}; resize them"
+        )
+    if has_labels and training.label_dim != G.c_dim:
+        raise ValueError(
+            f"--data: labels must be of {G.c_dim} numbers or classes as the network's, "
+            f"got {training.label_dim}; give the data set that it was trained on"
+        )
     other = options["metricdata"]
     return training, ImageDataset(other, xflip=mirror) if other else None
 
@@ -93,12 +145,16 @@ def _keep(result: dict[str, Any], options: dict[str, Any]) -> None:
         metrics.append(run, {**result, "nimg": 1000 * result["kimg"]})
 
 
-def _rank(index: int, options: dict[str, Any], port: int) -> None:
+def _spawned(index: int, options: dict[str, Any], port: int) -> None:
     """Be one of several processes on this machine; the environment is torchrun's."""
     os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index)}
     os.environ |= {"WORLD_SIZE": str(options["gpus"])}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    measure(options)
+    try:
+        measure(options)
+    except (ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
 
 
 def _free_port() -> int:

@@ -9,7 +9,6 @@ with Inception and nothing else; with another detector it is called `fd`.
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,7 +112,10 @@ def _intra_cluster(e: Evaluation, d: Detector, m: Metric) -> Values:
     train = Reals(e.dataset)
     centres = d(_at_most_256(train.load(0, train.size)).to(e.device))
     fakes = Held(e.extract(e.fakes(m.num_fakes), _at_most_256, "fakes"))
-    nearest = functools.partial(_nearest_of, d, centres)
+
+    def nearest(images: Tensor) -> Tensor:
+        return diversity.assign(d(images), centres)
+
     assigned = e.extract(fakes, nearest, f"clusters, {d.name}")
     members = diversity.choose_members(assigned, train.size)
     mean, clusters, empty = diversity.intra_cluster(
@@ -130,10 +132,6 @@ def _at_most_256(images: Tensor) -> Tensor:
     return nn.functional.avg_pool2d(images.float(), images.shape[-1] // 256).round().byte()
 
 
-def _nearest_of(detector: Detector, centres: Tensor, images: Tensor) -> Tensor:
-    return diversity.assign(detector(images), centres)
-
-
 def _both(e: Evaluation, d: Detector, m: Metric) -> tuple[Tensor, Tensor]:
     real = e.real_features(d, mirrored=m.mirrored, limit=m.max_reals)
     return real, e.fake_features(d, m.num_fakes)
@@ -144,7 +142,6 @@ def _path(space: str, sampling: str, *, crop: bool = True) -> Metric:
     return Metric(function, "nvidia-lpips", 50_000)
 
 
-_FD = Metric(_frechet, "", 50_000)
 _FID = Metric(_frechet, "inception", 50_000)
 _KID = Metric(_kernel, "inception", 50_000)
 _PR = Metric(_precision_recall, "nvidia-vgg16", 50_000, better="higher")
@@ -156,13 +153,13 @@ METRICS = {
     "fid50k_full": _FID,
     "kid50k_full": replace(_KID, max_reals=1_000_000),
     "pr50k3_full": replace(_PR, max_reals=200_000),
-    "fd50k_full": _FD,
+    "fd50k_full": replace(_FID, detector=""),
     "dc50k5_full": replace(_DC, max_reals=200_000),
     "is50k": _IS,
     "ppl2_wend": _path("w", "end", crop=False),
     # Few shots: 5,000 fakes against all held-out images; copies of the training images.
     "fid5k_full": replace(_FID, num_fakes=5_000),
-    "fd5k_full": replace(_FD, num_fakes=5_000),
+    "fd5k_full": replace(_FID, detector="", num_fakes=5_000),
     "kid5k_full": replace(_KID, function=_kernel_of_few, num_fakes=5_000),
     "kid1k_full": replace(_KID, function=_kernel_of_few, num_fakes=1_000),
     "pr5k3_full": replace(_PR, num_fakes=5_000),
@@ -194,27 +191,23 @@ def find(text: str) -> Metric:
     if name not in METRICS:
         raise ValueError(f"--metrics={text}: no such metric; there are {', '.join(METRICS)}")
     metric = METRICS[name]
-    usual = not chosen or chosen == metric.detector
-    if not usual and metric.function is _frechet and metric.detector:
-        raise ValueError(f"--metrics={text}: FID is Inception's; write fd{text[3:]}")
-    if chosen == "inception" and metric.function is _frechet:
-        raise ValueError(f"--metrics={text}: with Inception it is called fi{name[1:]}")
-    _check_detector(text, metric, chosen or metric.detector)
-    if usual:
+    detector = chosen or metric.detector
+    if not detector:
+        raise ValueError(f"--metrics={text}: name a detector, as {text}@mobilenetv2")
+    if detector == metric.detector:
         return replace(metric, name=name)
+    if metric.function is _frechet and metric.detector:
+        raise ValueError(f"--metrics={text}: FID is Inception's; write fd{text[3:]}")
+    if metric.function is _frechet and chosen == "inception":
+        raise ValueError(f"--metrics={text}: with Inception it is called fi{name[1:]}")
+    if _family(detector) != _family(metric.detector):
+        raise ValueError(f"--metrics={text}: {detector} does not give what this metric needs")
     return replace(metric, detector=chosen, name=f"{name}@{Path(chosen).stem}")
 
 
-def _check_detector(text: str, metric: Metric, detector: str) -> None:
-    if not detector:
-        raise ValueError(f"--metrics={text}: name a detector, as {text}@mobilenetv2")
-    if family(detector) != family(metric.detector or "mobilenetv2"):
-        raise ValueError(f"--metrics={text}: {detector} does not give what this metric needs")
-
-
-def family(detector: str) -> str:
+def _family(detector: str) -> str:
     """Return what a detector gives: features, lpips, or probabilities."""
-    parts = detector.split("-")
+    parts = Path(detector).stem.split("-")
     return next((part for part in parts if part in ("lpips", "probabilities")), "features")
 
 
@@ -233,14 +226,15 @@ def check(metric: Metric, dataset: Any, reference: Any) -> None:
             f"--metricdata: images must be of {dataset.resolution} pixels as the training set's, "
             f"got {reference.resolution}; resize them"
         )
-    most = _MOST_CLUSTERS if metric.function is _intra_cluster else sys.maxsize
-    _check_number(f"{metric.name}: training images", Reals(dataset).size, 1, most)
+    trained = Reals(dataset).size
+    if metric.function is _intra_cluster and trained > _MOST_CLUSTERS:
+        raise ValueError(
+            f"{metric.name}: training images must be at most {_MOST_CLUSTERS}, got {trained}; "
+            "leave this metric away"
+        )
     number = len((dataset if reference is None else reference).file_names)
-    _check_number(f"{metric.name}: images to measure against", number, _FEWEST_REALS, sys.maxsize)
-
-
-def _check_number(what: str, number: int, fewest: int, most: int) -> None:
-    if number < fewest:
-        raise ValueError(f"{what} must be at least {fewest}, got {number}; add some")
-    if number > most:
-        raise ValueError(f"{what} must be at most {most}, got {number}; leave this metric away")
+    if number < _FEWEST_REALS:
+        raise ValueError(
+            f"{metric.name}: images to measure against must be at least {_FEWEST_REALS}, "
+            f"got {number}; add some"
+        )

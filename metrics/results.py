@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from stylegan2_fewshot.files import write_text
+
 
 def value(result: dict[str, Any]) -> float:
     """Return the value to judge a result by."""
@@ -27,13 +29,7 @@ def is_better(result: dict[str, Any], other: dict[str, Any] | None) -> bool:
 def append(folder: str | os.PathLike[str], result: dict[str, Any]) -> Path:
     """Add a result to the file of its metric, and return the path; the file is always complete."""
     path = Path(folder) / f"metric-{result['metric']}.jsonl"
-    lines = [json.dumps(line) for line in _lines(path)] + [json.dumps(result)]
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as stream:
-        stream.write("\n".join(lines) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in [*_lines(path), result]))
     return path
 
 
@@ -51,4 +47,6 @@ def read(folder: str | os.PathLike[str]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    text = path.read_text() if path.is_file() else ""
+    # After the last line break may be half a line, of a training that is writing or was killed.
+    return [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]

@@ -58,7 +58,7 @@ def on_disk(file: File) -> Path | None:
 
 
 def obtain(*alternatives: tuple[File, ...]) -> list[Path]:
-    """Return the paths of the first alternative that is on this machine, else download the last.
+    """Return the paths of the first alternative that is on this machine, else download the first.
 
     Raises:
         DetectorMissing: Neither is possible.
@@ -69,7 +69,7 @@ def obtain(*alternatives: tuple[File, ...]) -> list[Path]:
             return [path for path in paths if path]
     carried = [files for files in alternatives if all(file.package for file in files)]
     packages = [file.package.partition("/")[0] for files in carried for file in files]
-    return [on_disk(file) or _download(file, packages) for file in alternatives[-1]]
+    return [on_disk(file) or _download(file, packages) for file in alternatives[0]]
 
 
 def _places(file: File) -> Iterator[Path]:

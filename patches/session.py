@@ -21,7 +21,7 @@ from stylegan2_fewshot.plugin import load_external
 from . import runtime
 from .host import Host, open_checkout
 from .host_loss import HostLoss
-from .overlay import Overlay, replace
+from .runtime import Overlay, replace
 
 END = "Gema"  # what the host's loop calls, for the profiler, its update of G_ema
 HOSTS_OWN = ("Loss", "Progress", "Timing", "Resources")  # statistics that are not our methods'

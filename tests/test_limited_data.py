@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +29,14 @@ def test_a_reduced_archive_holds_means_of_squares_and_is_always_the_same(experim
     assert full.file_names == small.file_names
     mean = full[7][0].reshape(3, 32, 2, 32, 2).mean(axis=(2, 4))
     assert np.abs(small[7][0] - mean).max() <= 0.5
+
+
+def test_images_of_a_run_are_found_from_any_folder(experiment, tmp_path, monkeypatch):
+    options = {"path": "examples/noto-portraits.zip", "max_size": 9, "seed": 0}
+    (tmp_path / "training_options.json").write_text(json.dumps({"dataset": options}))
+    monkeypatch.chdir(tmp_path)
+    seen, unseen = experiment._seen_and_unseen(tmp_path)
+    assert seen.shape == unseen.shape == (8, 3, 64, 64)
 
 
 def test_overfitting_is_where_unseen_images_stand_between_seen_and_generated(

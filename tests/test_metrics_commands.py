@@ -16,7 +16,7 @@ from PIL import Image
 
 import metrics
 from metrics import __main__ as command
-from metrics import compare, registry, weights
+from metrics import compare, measure, registry, weights
 from training import networks, pickles
 
 ROOT = Path(__file__).parent.parent
@@ -93,9 +93,69 @@ def test_training_images_have_to_be_somewhere(run_dir):
     assert outcome.exit_code == 2 and "--data: say where the training images are" in outcome.stderr
 
 
-def test_unknown_metric_is_a_usage_error(run_dir):
-    outcome = CliRunner().invoke(command.main, arguments(run_dir, "--metrics=fid"))
-    assert outcome.exit_code == 2 and "--metrics=fid: no such metric" in outcome.stderr
+def test_a_part_of_the_training_images_is_that_of_the_pickle(run_dir):
+    path = run_dir / "network-snapshot-000012.pkl"
+    nets = pickles.load(path)
+    noted = {**nets.training_set_kwargs, "max_size": 2, "seed": 5}
+    pickles.save(path, G=nets.G, D=nets.D, G_ema=nets.G_ema, training_set_kwargs=noted)
+    for more, number in (([], 2), ([f"--data={noted['path']}"], 3)):
+        words = arguments(run_dir, "--metrics=nn1k@colors", *more)
+        outcome = CliRunner().invoke(command.main, words)
+        assert [line["num_train"] for line in lines_of(outcome.stdout)] == [number]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--metrics=fid"], "--metrics=fid: no such metric"),
+        (["--data=DIR/large"], "--data: images must be of 8 pixels as the network's, got 16"),
+        (["--data=DIR/broken"], "0.png: cannot be read as an image"),
+        (["--metricdata=DIR/broken"], "0.png: cannot be read as an image"),
+        (["--prior-sample=mixup"], "no file .prior.npz beside the network"),
+        (["--seed=-1"], "'--seed': -1 is not in the range"),
+    ],
+)
+def test_a_mistake_is_one_line(run_dir, words, message):
+    folder = run_dir.parent
+    for name in ("large", "broken"):
+        (folder / name).mkdir()
+    Image.new("RGB", (16, 16)).save(folder / "large" / "0.png")
+    (folder / "broken" / "0.png").write_bytes(b"no image")
+    words = [word.replace("DIR", str(folder)) for word in words]
+    outcome = CliRunner().invoke(command.main, arguments(run_dir, *words))
+    assert outcome.exit_code == 2 and message in outcome.stderr
+    assert outcome.stderr.startswith("Error: ") and outcome.stderr.count("\n") == 1
+
+
+def test_a_network_that_cannot_be_had_is_one_line(tmp_path):
+    outcome = CliRunner().invoke(command.main, [str(tmp_path / "none.pkl"), "--device=cpu"])
+    assert outcome.exit_code == 2 and "none.pkl: no such file" in outcome.stderr
+
+
+def test_labels_have_to_fit_the_network(run_dir):
+    torch.manual_seed(0)
+    G = networks.Generator(z_dim=4, c_dim=3, w_dim=4, **TINY).eval()
+    D = networks.Discriminator(c_dim=3, **TINY).eval()
+    pickles.save(run_dir / "network-snapshot-000012.pkl", G=G, D=D, G_ema=G)
+    data = run_dir.parent / "train"
+    table = {"labels": [[f"{i}.png", i % 2] for i in range(3)]}
+    (data / "dataset.json").write_text(json.dumps(table))
+    outcome = CliRunner().invoke(command.main, arguments(run_dir, f"--data={data}"))
+    assert outcome.exit_code == 2
+    assert "labels must be of 3 numbers or classes as the network's, got 2" in outcome.stderr
+
+
+def test_a_process_that_fails_ends_the_command_with_its_status(monkeypatch, capsys):
+    def spawn(function, arguments, nprocs):
+        with pytest.raises(SystemExit) as ended:
+            function(1, *arguments)
+        raise torch.multiprocessing.ProcessExitedException("", 1, 0, ended.value.code)
+
+    monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
+    monkeypatch.setattr(measure.os, "environ", dict(os.environ))
+    monkeypatch.setattr(measure._dist, "init", lambda device: torch.device(device))
+    outcome = CliRunner().invoke(command.main, ["none.pkl", "--device=cpu", "--gpus=2"])
+    assert outcome.exit_code == 2 and outcome.stderr.startswith("Error: none.pkl: no such file")
 
 
 def results(name, *numbers, better="lower"):
@@ -117,7 +177,7 @@ def two_runs(tmp_path):
 
 
 def test_table_has_the_best_and_the_last_of_each_run(two_runs, tmp_path):
-    plot = tmp_path / "plot.png"
+    plot = tmp_path / "new" / "plot.png"
     outcome = CliRunner().invoke(compare.main, [*two_runs, f"--plot={plot}"])
     assert outcome.exit_code == 0, outcome.output
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in outcome.stdout.split("\n")]

@@ -134,6 +134,8 @@ def test_names_of_the_original_mean_its_computation():
 def test_detector_is_part_of_the_name_unless_usual():
     assert registry.find("kid5k_full@mobilenetv2").name == "kid5k_full@mobilenetv2"
     assert registry.find("kid5k_full@inception").name == "kid5k_full"
+    assert registry.find("fid50k_full@inception").name == "fid50k_full"
+    assert registry.find("nn1k@/my-lpips-nets/dinov2.pt").name == "nn1k@dinov2"
     assert registry.find("nn1k@/some/where/dinov2.pt").name == "nn1k@dinov2"
     assert registry.find("nn1k@/some/where/dinov2.pt").detector == "/some/where/dinov2.pt"
 
@@ -278,7 +280,17 @@ def test_results_are_kept_by_metric_and_the_latest_of_a_kimg_counts(tmp_path):
     assert path.name == "metric-a@b.jsonl" and len(path.read_text().splitlines()) == 3
     assert [json.loads(line)["kimg"] for line in path.read_text().splitlines()] == [8, 0, 8]
     assert [metrics.value(r) for r in metrics.read(tmp_path)["a@b"]] == [2, 3]
-    assert not list(tmp_path.glob("*.tmp"))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_half_a_line_at_the_end_does_not_count(tmp_path):
+    result = {"metric": "a", "results": {"a": 1.0}, "kimg": 1}
+    path = metrics.append(tmp_path, result)
+    with path.open("a") as stream:
+        stream.write('{"metric": "a", "resu')
+    assert metrics.read(tmp_path) == {"a": [result]}
+    metrics.append(tmp_path, {**result, "kimg": 2})
+    assert len(path.read_text().splitlines()) == 2
 
 
 # Right direction

