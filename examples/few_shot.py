@@ -100,9 +100,8 @@ def fisher_of_source(out: Path, samples: int = 500) -> Path:
     if not (ROOT / path).exists():
         command = f"-m stylegan2_fewshot.fisher {SOURCE} --samples={samples} --out={path}"
         run(command, ROOT / out / "fisher.txt")
-    sha256 = fisher_file.sha256_of(ROOT / SOURCE)
     try:
-        fisher_file.load(ROOT / path).refuse_other_source(path, sha256)
+        fisher_file.load(ROOT / path, ROOT / SOURCE)
     except ValueError as error:
         raise click.UsageError(f"{error}, or choose another --out") from error
     return path

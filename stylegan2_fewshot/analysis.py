@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +14,8 @@ import torch
 from torch import Tensor
 
 from . import fisher_file
-from .fisher import Settings, estimate
+from .files import replacing, write_text
+from .fisher import Settings, conditions_beside, estimate
 from .options import Command
 
 DEPTH = {"mapping": 2, "synthesis": 3}  # parts of a parameter's name that make up its layer's
@@ -96,7 +95,13 @@ def rank_correlation(layers: list[Layer]) -> float:
     is a negative number.
     """
     values = [[x.fisher for x in layers], [x.change for x in layers]]
-    return float(np.corrcoef([np.argsort(np.argsort(row)) for row in values])[0, 1])
+    return float(np.corrcoef([_ranks(row) for row in values])[0, 1])
+
+
+def _ranks(values: list[float]) -> Any:
+    """Return the ranks of numbers from 0 on; equal ones share the mean of theirs."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[place]
 
 
 def table(layers: list[Layer]) -> str:
@@ -108,7 +113,7 @@ def table(layers: list[Layer]) -> str:
     return "\n".join(rows)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, context_settings={"show_default": True})
 @click.argument("source_pkl")
 @click.argument("adapted_pkl")
 @click.option(
@@ -116,12 +121,11 @@ def table(layers: list[Layer]) -> str:
     type=click.Path(path_type=Path),
     help="Fisher file of the source; without it, F is estimated.",
 )
-@click.option("--samples", default=200, show_default=True, help="Images to estimate F from.")
+@click.option("--samples", default=200, help="Images to estimate F from.")
 @click.option(
     "--network",
     type=click.Choice(["G", "G_ema"]),
     default="G",
-    show_default=True,
     help="Which generator of the pickles.",
 )
 @click.option(
@@ -145,25 +149,27 @@ def main(
     source, adapted = pickles.load(path), pickles.load(adapted_pkl)
     before, after = (getattr(nets, network) for nets in (source, adapted))
     if fisher is None:
-        found = estimate(before, source.D, Settings(samples=samples), network=network)
+        settings, labels = Settings(samples=samples), conditions_beside(path)
+        found = estimate(before, source.D, settings, labels=labels, network=network)
     else:
-        found = fisher_file.load(fisher)
-        found.refuse_other_source(fisher, fisher_file.sha256_of(path))
+        found = fisher_file.load(fisher, path)
     information = {name.removeprefix("G."): value for name, value in found.values.items()}
     layers = compare(dict(before.named_parameters()), dict(after.named_parameters()), information)
     correlation = rank_correlation(layers)
     verdict = f"Spearman correlation of mean F and change: {correlation:.2f}"
     out.mkdir(parents=True, exist_ok=True)
     facts = {"layers": [asdict(layer) for layer in layers], "rank_correlation": correlation}
-    _write(out / "analysis.json", (json.dumps(facts, indent=1) + "\n").encode())
-    _write(out / "analysis.txt", f"{table(layers)}\n{verdict}\n".encode())
+    write_text(out / "analysis.json", json.dumps(facts, indent=1) + "\n")
+    write_text(out / "analysis.txt", f"{table(layers)}\n{verdict}\n")
     figure = Figure(figsize=(0.3 * len(layers) + 2, 6), layout="constrained")
-    _write(out / "analysis.png", _draw(layers, figure))
+    _draw(layers, figure)
+    with replacing(out / "analysis.png") as file:
+        figure.savefig(file, dpi=120, format="png")
     click.echo(f"{table(layers)}\n{verdict}\n{out / 'analysis.png'}")
 
 
-def _draw(layers: list[Layer], figure: Any) -> bytes:
-    """Draw both quantities as bars, layer by layer; return a PNG."""
+def _draw(layers: list[Layer], figure: Any) -> None:
+    """Draw both quantities as bars, layer by layer."""
     upper, lower = figure.subplots(2, sharex=True)
     names = [layer.name.removeprefix("synthesis.") for layer in layers]
     upper.bar(names, [layer.fisher for layer in layers], color="tab:blue")
@@ -171,18 +177,6 @@ def _draw(layers: list[Layer], figure: Any) -> bytes:
     lower.bar(names, [layer.change for layer in layers], color="tab:orange")
     lower.set(ylabel="relative change")
     lower.tick_params(axis="x", rotation=90)
-    stream = io.BytesIO()
-    figure.savefig(stream, dpi=120, format="png")
-    return stream.getvalue()
-
-
-def _write(path: Path, data: bytes) -> None:
-    new = path.with_name(path.name + ".new")
-    with new.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
 
 
 if __name__ == "__main__":

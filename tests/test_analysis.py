@@ -59,6 +59,10 @@ def test_rank_correlation_by_hand():
     assert rank_correlation(falling) == pytest.approx(-1)
     pairs = [(1, 2), (2, 1), (3, 3)]  # 1 - 6 * (1 + 1 + 0) / (3 * 8)
     assert rank_correlation([Layer("", 1, *pair) for pair in pairs]) == pytest.approx(0.5)
+    tied = [(1, 0), (2, 0), (3, 0), (4, 1)]  # ranks 0 1 2 3 and 1 1 1 3
+    for order in (tied, tied[::-1]):
+        layers = [Layer("", 1, *pair) for pair in order]
+        assert rank_correlation(layers) == pytest.approx(3 / 15**0.5)
 
 
 def test_command(tmp_path):
