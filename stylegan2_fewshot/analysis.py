@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,16 @@ def compare(
     for name, value in source.items():
         if name not in adapted or adapted[name].shape != value.shape or name not in fisher:
             raise ValueError(f"{name}: not alike in source, adapted network and Fisher file")
-    members: dict[str, list[str]] = {}
-    for name in sorted(source, key=_depth):
-        members.setdefault(layer_of(name), []).append(name)
-    return [_layer(layer, names, source, adapted, fisher) for layer, names in members.items()]
+    layers = []
+    for layer, members in groupby(sorted(source, key=_depth), layer_of):
+        names = list(members)
+        before, after, information = (
+            torch.cat([table[n].detach().expand(source[n].shape).flatten().double() for n in names])
+            for table in (source, adapted, fisher)
+        )
+        change = (after - before).norm() / before.norm().clamp(min=1e-30)
+        layers.append(Layer(layer, before.numel(), float(information.mean()), float(change)))
+    return layers
 
 
 def _depth(parameter: str) -> tuple[Any, ...]:
@@ -71,21 +78,6 @@ def _depth(parameter: str) -> tuple[Any, ...]:
     parts = parameter.split(".")
     resolution = int(parts[1][1:]) if parts[0] == "synthesis" else 0
     return parts[0], resolution, parts[1:]
-
-
-def _layer(
-    layer: str,
-    names: Iterable[str],
-    source: Mapping[str, Tensor],
-    adapted: Mapping[str, Tensor],
-    fisher: Mapping[str, Tensor],
-) -> Layer:
-    before, after, information = (
-        torch.cat([table[n].detach().expand(source[n].shape).flatten().double() for n in names])
-        for table in (source, adapted, fisher)
-    )
-    change = (after - before).norm() / before.norm().clamp(min=1e-30)
-    return Layer(layer, before.numel(), float(information.mean()), float(change))
 
 
 def rank_correlation(layers: list[Layer]) -> float:
@@ -157,7 +149,6 @@ def main(
     layers = compare(dict(before.named_parameters()), dict(after.named_parameters()), information)
     correlation = rank_correlation(layers)
     verdict = f"Spearman correlation of mean F and change: {correlation:.2f}"
-    out.mkdir(parents=True, exist_ok=True)
     facts = {"layers": [asdict(layer) for layer in layers], "rank_correlation": correlation}
     write_text(out / "analysis.json", json.dumps(facts, indent=1) + "\n")
     write_text(out / "analysis.txt", f"{table(layers)}\n{verdict}\n")

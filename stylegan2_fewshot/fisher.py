@@ -115,7 +115,6 @@ class Estimator:
         heads = ("G.", "D.") if settings.discriminator else ("G.",)
         named = self.model.named_parameters()
         self.params = {n: p.detach() for n, p in named if n.startswith(heads)}
-        self.shapes = {name: tuple(p.shape) for name, p in self.params.items()}
         self.sizes = [p.numel() for p in self.params.values()]
         self.device = next(iter(self.params.values())).device
         self.z_dim = int(G.z_dim)  # type: ignore[arg-type]
@@ -288,12 +287,12 @@ def _resume(partial: Path | None, sums: Sums, meta: Mapping[str, Any]) -> Sums:
 
 
 def _finish(job: Estimator, sums: Sums, meta: Mapping[str, Any]) -> Fisher:
-    means = dict(zip(job.shapes, sums.mean(), strict=True))
-    if job.settings.granularity == "layer":
-        values = {name: mean.mean().cpu() for name, mean in means.items()}
-    else:
-        values = {name: mean.view(job.shapes[name]).cpu() for name, mean in means.items()}
-    errors = dict(zip(job.shapes, sums.standard_error(), strict=True))
+    by_layer = job.settings.granularity == "layer"
+    values = {
+        name: (mean.mean() if by_layer else mean.view_as(param)).cpu()
+        for (name, param), mean in zip(job.params.items(), sums.mean(), strict=True)
+    }
+    errors = dict(zip(job.params, sums.standard_error(), strict=True))
     return Fisher(values, {**meta, "standard_error": errors})
 
 

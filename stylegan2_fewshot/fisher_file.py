@@ -70,9 +70,7 @@ def writable_folder(source: Path) -> Path:
     if os.access(source.parent, os.W_OK):
         return source.parent
     cache = os.environ.get("STYLEGAN2_FEWSHOT_CACHE", "~/.cache/stylegan2_fewshot")
-    folder = Path(cache).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return Path(cache).expanduser()
 
 
 def sha256_of(path: Path) -> str:

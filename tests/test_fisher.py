@@ -302,6 +302,9 @@ def test_altered_stamp_is_refused(file):
     altered(file, meta=np.array(json.dumps(meta | {"samples": 10**6})))
     with pytest.raises(ValueError, match="altered"):
         fisher_file.load(file)
+    altered(file, meta=np.array("3"))  # JSON, but of somebody else
+    with pytest.raises(ValueError, match="no Fisher file"):
+        fisher_file.load(file)
 
 
 def test_objects_are_never_unpickled(file):
@@ -341,6 +344,12 @@ def test_command(nets, tmp_path):
     expected = estimate(G, D, Settings(samples=3, noise_mode="const", discriminator=True))
     assert distance(found.values, expected.values) < 1e-6
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source.fisher.npz", "source.pkl"]
+
+
+def test_a_missing_folder_does_not_cost_the_estimate(file):
+    path = file.parent / "new" / "folder" / "F.npz"
+    fisher_file.save(path, fisher_file.load(file))
+    assert fisher_file.load(path).meta["samples"] == 5
 
 
 def test_command_says_what_is_wrong(tmp_path):

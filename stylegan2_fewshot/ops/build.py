@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import replacing
 from . import resample
 from .activations import ACTIVATIONS
 
@@ -89,12 +90,8 @@ def _compile(path: Path, capability: tuple[int, int]) -> Any:
             build_directory=folder,
             with_cuda=True,
         )
-        complete = Path(folder) / "complete"
-        with open(module.__file__, "rb") as source, open(complete, "wb") as file:
+        with open(module.__file__, "rb") as source, replacing(path) as file:
             shutil.copyfileobj(source, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(complete, path)
     return module
 
 
