@@ -57,8 +57,8 @@ class AdaptiveProbability(torch.nn.Module):
 
     def observe(self, signs: Tensor) -> None:
         """Add this rank's signs, any shape, values in [-1, 1], to the running mean."""
-        number = self.batch.new_tensor(float(signs.numel()))
-        self.batch += torch.stack([signs.sum().to(self.batch.dtype), number])
+        self.batch[0] += signs.sum().to(self.batch.dtype)
+        self.batch[1] += signs.numel()
 
     def moves_after(self, step: Step) -> bool:
         """Return whether p moves at the end of this iteration."""

@@ -92,6 +92,7 @@ class EWC(Plugin):
                 f"--ewc-lambda={self.lambda_:g} needs --resume: without a source network there is "
                 "nothing to hold on to"
             )
+        self._refuse_unknown_patterns(run)
         fisher = self._fisher(run, Path(run.resumed))
         for net, source in zip("GD", run.source or (run.G, run.D), strict=True):
             if net not in self.network:
@@ -157,8 +158,18 @@ class EWC(Plugin):
             print(f"EWC: not in the source's {net}, so left free: {', '.join(others)}")
         return held
 
+    def _refuse_unknown_patterns(self, run: Run) -> None:
+        nets = (("G", run.G), ("D", run.D))
+        names = [(net, name) for net, module in nets for name, _ in module.named_parameters()]
+        for pattern in self.skip:
+            if not any(_matches(pattern, net, name) for net, name in names):
+                raise ValueError(
+                    f"--ewc-skip: {pattern!r} is the name of no parameter of G or D; "
+                    f"there are {'.'.join(names[0])}, {'.'.join(names[-1])} and others"
+                )
+
     def _skipped(self, net: str, name: str) -> bool:
-        return any(fnmatchcase(n, p) for n in (name, f"{net}.{name}") for p in self.skip)
+        return any(_matches(pattern, net, name) for pattern in self.skip)
 
     def _scaled(self, fisher: Tensor) -> Tensor:
         if not self.normalize:
@@ -181,6 +192,10 @@ class EWC(Plugin):
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def _matches(pattern: str, net: str, name: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(f"{net}.{name}", pattern)
 
 
 def _fits(shape: torch.Size, fisher: Tensor | None) -> bool:

@@ -157,6 +157,12 @@ def test_skipped_parameters_are_free(source, file, skip, left):
     assert penalty(plugin).item() == 10 * sum(BY_HAND[name] for name in left)
 
 
+def test_a_mistyped_pattern_is_refused(source, file):
+    message = r"--ewc-skip: 'maping\.\*' is the name of no parameter of G or D; there are G\."
+    with pytest.raises(ValueError, match=message):
+        make(source, fisher=file, skip="gain,maping.*")
+
+
 def test_one_number_per_layer(source):
     values = {name: value.mean() for name, value in named(FISHER).items()}
     plugin, net = make(source, fisher=write(source, values))

@@ -199,10 +199,9 @@ def _fused(x: Tensor, w: Tensor, f: Tensor, up: int, sides: Sequence[int]) -> Te
         blocks = phases.permute(0, 3, 5, 1, 2, 4).reshape(outputs, -1, high // 2, wide // 2)
         return _convolve(_space_to_depth(x), blocks, around)
     # With an odd padding, output phase a meets the taps of parity 1 - a.
-    blocks = (
-        phases.flip([3, 5]).permute(3, 5, 0, 1, 2, 4).reshape(-1, channels, high // 2, wide // 2)
-    )
-    return _depth_to_space(_convolve(x, blocks, around))
+    blocks = phases.flip([3, 5]).permute(0, 3, 5, 1, 2, 4)
+    blocks = blocks.reshape(-1, channels, high // 2, wide // 2)
+    return F.pixel_shuffle(_convolve(x, blocks, around), 2)
 
 
 def _merge(w: Tensor, f: Tensor, left: int, top: int) -> Tensor:
@@ -223,12 +222,4 @@ def _space_to_depth(x: Tensor) -> Tensor:
     count, channels, high, wide = x.shape
     x = x.permute(0, 2, 3, 1).reshape(count, high // 2, 2, wide // 2, 2, channels)
     x = x.permute(0, 1, 3, 2, 4, 5).reshape(count, high // 2, wide // 2, 4 * channels)
-    return x.permute(0, 3, 1, 2)
-
-
-def _depth_to_space(x: Tensor) -> Tensor:
-    """Undo `_space_to_depth`."""
-    count, channels, high, wide = x.shape
-    x = x.permute(0, 2, 3, 1).reshape(count, high, wide, 2, 2, channels // 4)
-    x = x.permute(0, 1, 3, 2, 4, 5).reshape(count, high * 2, wide * 2, channels // 4)
     return x.permute(0, 3, 1, 2)
