@@ -80,6 +80,6 @@ class ADA(Plugin):
             self.probability.observe(step.logits.sign())
 
     def after_step(self, step: Step) -> None:
-        self.probability.after_step(step)
+        self.probability.update(step)
         self.pipe.p.copy_(self.probability.p)
         stats.report("Augment/ada_p", self.pipe.p)

@@ -64,7 +64,7 @@ class AdaptiveProbability(torch.nn.Module):
         """Return whether p moves at the end of this iteration."""
         return (step.cur_nimg // self._batch_size + 1) % INTERVAL == 0
 
-    def after_step(self, step: Step) -> None:
+    def update(self, step: Step) -> None:
         """Take in the iteration's signs; if it is time, move p and forget them."""
         total = _dist.sum_(self.batch)
         self.sign_sum += total[0]

@@ -84,10 +84,11 @@ def rank_correlation(layers: list[Layer]) -> float:
     """Return Spearman's correlation of Fisher information and change over the layers.
 
     Li et al., NeurIPS 2020 (arXiv 2012.02780), section 3: what matters more changes less, which
-    is a negative number.
+    is a negative number; NaN where one of the two is the same in all layers.
     """
     values = [[x.fisher for x in layers], [x.change for x in layers]]
-    return float(np.corrcoef([_ranks(row) for row in values])[0, 1])
+    with np.errstate(invalid="ignore"):
+        return float(np.corrcoef([_ranks(row) for row in values])[0, 1])
 
 
 def _ranks(values: list[float]) -> Any:

@@ -123,7 +123,7 @@ class APA(Plugin):
             self.adaptive.observe(signal)
             self.sums.zero_()
             stats.report("APA/signal", signal)
-        self.adaptive.after_step(step)
+        self.adaptive.update(step)
         stats.report("Augment/apa_p", self.adaptive.p)
 
     def _draw(self, img: Tensor, step: Step) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -63,6 +64,11 @@ def test_rank_correlation_by_hand():
     for order in (tied, tied[::-1]):
         layers = [Layer("", 1, *pair) for pair in order]
         assert rank_correlation(layers) == pytest.approx(3 / 15**0.5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_has_changed_and_so_nothing_correlates():
+    assert math.isnan(rank_correlation([Layer("", 1, float(i), 0.0) for i in range(3)]))
 
 
 def test_command(tmp_path):
