@@ -104,9 +104,8 @@ def fisher_of_source(out: Path) -> Path:
     if not (ROOT / path).exists():
         command = f"-m stylegan2_fewshot.fisher {SOURCE} --samples=500 --out={path}"
         run(command, ROOT / out / "fisher.txt")
-    sha256 = fisher_file.sha256_of(ROOT / SOURCE)
     try:
-        fisher_file.load(ROOT / path).refuse_other_source(path, sha256)
+        fisher_file.load(ROOT / path, ROOT / SOURCE)
     except ValueError as error:
         raise click.UsageError(f"{error}, or choose another --out") from error
     return path

@@ -21,12 +21,21 @@ def init(device: str = "auto") -> torch.device:
 
     Returns:
         The device of this rank.
+
+    Raises:
+        ValueError: This rank's GPU is not there.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        device = f"cuda:{torch.cuda.current_device()}"
+        number, found = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if number >= found:
+            raise ValueError(
+                f"--device=cuda: PyTorch finds {found} GPUs here, and process {number + 1} of this "
+                "machine needs one of its own; start fewer processes, or use --device=cpu"
+            )
+        torch.cuda.set_device(number)
+        device = f"cuda:{number}"
     else:
         _keep_freed_memory()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not td.is_initialized():
@@ -50,7 +59,7 @@ def shutdown() -> None:
     """Leave the process group, if there is one: all ranks together, or at once after an error."""
     if td.is_initialized():
         if sys.exc_info()[0] is None:
-            td.barrier()  # gloo may abort a rank that leaves while others are at work
+            barrier()  # gloo may abort a rank that leaves while others are at work
         td.destroy_process_group()
 
 
@@ -105,8 +114,7 @@ def average_gradients(params: Iterable[torch.nn.Parameter]) -> None:
     grads = [param.grad for param in touched if param.grad is not None]
     if not grads:
         return
-    flat = torch.cat([grad.flatten() for grad in grads])
-    td.all_reduce(flat)
+    flat = sum_(torch.cat([grad.flatten() for grad in grads]))
     flat /= world_size()
     for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):  # type: ignore[no-untyped-call]
         grad.copy_(part.view_as(grad))

@@ -14,7 +14,6 @@ from .plugin import Plugin, Run, Step, register
 
 __all__ = ["ADA", "AugPipe", "AugmentPipe", "create_pipe"]
 
-INTERVAL = 4  # iterations between two updates of p
 AugPipe = Literal[
     "blit", "geom", "color", "filter", "noise", "cutout", "bg", "bgc", "bgcf", "bgcfn", "bgcfnc"
 ]
@@ -65,20 +64,12 @@ class ADA(Plugin):
         kimg: float | None = None,
     ) -> None:
         super().__init__()
-        if not -1 <= target <= 1:
-            raise ValueError(f"--target must be in [-1, 1], got {target}")
-        if not 0 <= max_ <= 1:
-            raise ValueError(f"--ada-max must be in [0, 1], got {max_}")
-        if kimg is not None and not kimg > 0:
-            raise ValueError(f"--ada-kimg must be positive, got {kimg}")
-        self.target, self.kimg = target, kimg
-        self.probability = AdaptiveProbability(maximum=max_)
+        flags = ("--target", "--ada-kimg", "--ada-max")
+        self.probability = AdaptiveProbability(target, kimg, max_, flags=flags)
         self.pipe = create_pipe(augpipe, p=0)
 
     def setup(self, run: Run) -> None:
-        kimg = self.kimg or (100 if run.resumed else 500)
-        self._batch_size = run.batch_size
-        self._amount = INTERVAL * run.batch_size / (kimg * 1000)
+        self.probability.setup(run)
 
     def augment(self, img: Tensor, step: Step) -> Tensor:
         augmented: Tensor = self.pipe(img, generator=self.rng(step, torch.device("cpu")))
@@ -89,7 +80,6 @@ class ADA(Plugin):
             self.probability.observe(step.logits.sign())
 
     def after_step(self, step: Step) -> None:
-        if (step.cur_nimg // self._batch_size + 1) % INTERVAL == 0:
-            self.probability.update(self.target, self._amount)
-            self.pipe.p.copy_(self.probability.p)
+        self.probability.update(step)
+        self.pipe.p.copy_(self.probability.p)
         stats.report("Augment/ada_p", self.pipe.p)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor
 
 from . import fisher_file
-from .fisher import Settings, estimate
+from .files import replacing, write_text
+from .fisher import Settings, conditions_beside, estimate
 from .options import Command
 
 DEPTH = {"mapping": 2, "synthesis": 3}  # parts of a parameter's name that make up its layer's
@@ -61,10 +61,16 @@ def compare(
     for name, value in source.items():
         if name not in adapted or adapted[name].shape != value.shape or name not in fisher:
             raise ValueError(f"{name}: not alike in source, adapted network and Fisher file")
-    members: dict[str, list[str]] = {}
-    for name in sorted(source, key=_depth):
-        members.setdefault(layer_of(name), []).append(name)
-    return [_layer(layer, names, source, adapted, fisher) for layer, names in members.items()]
+    layers = []
+    for layer, members in groupby(sorted(source, key=_depth), layer_of):
+        names = list(members)
+        before, after, information = (
+            torch.cat([table[n].detach().expand(source[n].shape).flatten().double() for n in names])
+            for table in (source, adapted, fisher)
+        )
+        change = (after - before).norm() / before.norm().clamp(min=1e-30)
+        layers.append(Layer(layer, before.numel(), float(information.mean()), float(change)))
+    return layers
 
 
 def _depth(parameter: str) -> tuple[Any, ...]:
@@ -74,29 +80,21 @@ def _depth(parameter: str) -> tuple[Any, ...]:
     return parts[0], resolution, parts[1:]
 
 
-def _layer(
-    layer: str,
-    names: Iterable[str],
-    source: Mapping[str, Tensor],
-    adapted: Mapping[str, Tensor],
-    fisher: Mapping[str, Tensor],
-) -> Layer:
-    before, after, information = (
-        torch.cat([table[n].detach().expand(source[n].shape).flatten().double() for n in names])
-        for table in (source, adapted, fisher)
-    )
-    change = (after - before).norm() / before.norm().clamp(min=1e-30)
-    return Layer(layer, before.numel(), float(information.mean()), float(change))
-
-
 def rank_correlation(layers: list[Layer]) -> float:
     """Return Spearman's correlation of Fisher information and change over the layers.
 
     Li et al., NeurIPS 2020 (arXiv 2012.02780), section 3: what matters more changes less, which
-    is a negative number.
+    is a negative number; NaN where one of the two is the same in all layers.
     """
     values = [[x.fisher for x in layers], [x.change for x in layers]]
-    return float(np.corrcoef([np.argsort(np.argsort(row)) for row in values])[0, 1])
+    with np.errstate(invalid="ignore"):
+        return float(np.corrcoef([_ranks(row) for row in values])[0, 1])
+
+
+def _ranks(values: list[float]) -> Any:
+    """Return the ranks of numbers from 0 on; equal ones share the mean of theirs."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[place]
 
 
 def table(layers: list[Layer]) -> str:
@@ -108,7 +106,7 @@ def table(layers: list[Layer]) -> str:
     return "\n".join(rows)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, context_settings={"show_default": True})
 @click.argument("source_pkl")
 @click.argument("adapted_pkl")
 @click.option(
@@ -116,12 +114,11 @@ def table(layers: list[Layer]) -> str:
     type=click.Path(path_type=Path),
     help="Fisher file of the source; without it, F is estimated.",
 )
-@click.option("--samples", default=200, show_default=True, help="Images to estimate F from.")
+@click.option("--samples", default=200, help="Images to estimate F from.")
 @click.option(
     "--network",
     type=click.Choice(["G", "G_ema"]),
     default="G",
-    show_default=True,
     help="Which generator of the pickles.",
 )
 @click.option(
@@ -145,25 +142,26 @@ def main(
     source, adapted = pickles.load(path), pickles.load(adapted_pkl)
     before, after = (getattr(nets, network) for nets in (source, adapted))
     if fisher is None:
-        found = estimate(before, source.D, Settings(samples=samples), network=network)
+        settings, labels = Settings(samples=samples), conditions_beside(path)
+        found = estimate(before, source.D, settings, labels=labels, network=network)
     else:
-        found = fisher_file.load(fisher)
-        found.refuse_other_source(fisher, fisher_file.sha256_of(path))
+        found = fisher_file.load(fisher, path)
     information = {name.removeprefix("G."): value for name, value in found.values.items()}
     layers = compare(dict(before.named_parameters()), dict(after.named_parameters()), information)
     correlation = rank_correlation(layers)
     verdict = f"Spearman correlation of mean F and change: {correlation:.2f}"
-    out.mkdir(parents=True, exist_ok=True)
     facts = {"layers": [asdict(layer) for layer in layers], "rank_correlation": correlation}
-    _write(out / "analysis.json", (json.dumps(facts, indent=1) + "\n").encode())
-    _write(out / "analysis.txt", f"{table(layers)}\n{verdict}\n".encode())
+    write_text(out / "analysis.json", json.dumps(facts, indent=1) + "\n")
+    write_text(out / "analysis.txt", f"{table(layers)}\n{verdict}\n")
     figure = Figure(figsize=(0.3 * len(layers) + 2, 6), layout="constrained")
-    _write(out / "analysis.png", _draw(layers, figure))
+    _draw(layers, figure)
+    with replacing(out / "analysis.png") as file:
+        figure.savefig(file, dpi=120, format="png")
     click.echo(f"{table(layers)}\n{verdict}\n{out / 'analysis.png'}")
 
 
-def _draw(layers: list[Layer], figure: Any) -> bytes:
-    """Draw both quantities as bars, layer by layer; return a PNG."""
+def _draw(layers: list[Layer], figure: Any) -> None:
+    """Draw both quantities as bars, layer by layer."""
     upper, lower = figure.subplots(2, sharex=True)
     names = [layer.name.removeprefix("synthesis.") for layer in layers]
     upper.bar(names, [layer.fisher for layer in layers], color="tab:blue")
@@ -171,18 +169,6 @@ def _draw(layers: list[Layer], figure: Any) -> bytes:
     lower.bar(names, [layer.change for layer in layers], color="tab:orange")
     lower.set(ylabel="relative change")
     lower.tick_params(axis="x", rotation=90)
-    stream = io.BytesIO()
-    figure.savefig(stream, dpi=120, format="png")
-    return stream.getvalue()
-
-
-def _write(path: Path, data: bytes) -> None:
-    new = path.with_name(path.name + ".new")
-    with new.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from . import _dist, stats
 from .adaptive import AdaptiveProbability
 from .plugin import Plugin, Run, Step, register
 
-UPDATE_INTERVAL = 4  # iterations between two moves of p
 SIGNALS = {"lambda_r": (1.0, 0.0), "lambda_f": (0.0, -1.0), "lambda_rf": (0.5, -0.5)}
 
 
@@ -56,6 +55,7 @@ class APA(Plugin):
     augmentation = True
     neutral: ClassVar = {"max_": 0.0}
     sums: Tensor
+    batch: Tensor
 
     def __init__(
         self,
@@ -68,19 +68,18 @@ class APA(Plugin):
         flip: Literal["real", "fake", "both"] = "real",
     ) -> None:
         super().__init__()
-        _check(target, kimg, max_)
-        self.target, self.kimg = target, kimg
         self.signal, self.signal_on, self.flip = signal, signal_on, flip
-        self.adaptive = AdaptiveProbability(maximum=max_)
-        self.register_buffer("sums", torch.zeros(2, 2))  # real, fake: sum of signs, number
+        flags = ("--apa-target", "--apa-kimg", "--apa-max")
+        self.adaptive = AdaptiveProbability(target, kimg, max_, flags=flags)
+        # Real, fake: sum of signs, number; over all ranks, and of this one in this iteration.
+        self.register_buffer("sums", torch.zeros(2, 2))
+        self.register_buffer("batch", torch.zeros(2, 2), persistent=False)
         self._fakes: list[tuple[Tensor, Tensor]] = []  # one entry per micro-batch of Gmain
         self._passes: Counter[str] = Counter()
         self._replaced: Tensor | None = None
 
     def setup(self, run: Run) -> None:
-        self._batch_size = run.batch_size
-        kimg = self.kimg or (100 if run.resumed else 500)
-        self._amount = run.batch_size * UPDATE_INTERVAL / (kimg * 1000)
+        self.adaptive.setup(run)
         if self.flip != "real":
             self._dataset, self._members = run.dataset, _by_label(run.dataset)
 
@@ -117,12 +116,14 @@ class APA(Plugin):
     def after_step(self, step: Step) -> None:
         self._fakes.clear()
         self._passes.clear()
-        if (step.cur_nimg // self._batch_size + 1) % UPDATE_INTERVAL == 0:
-            signal = overfitting(self.signal, _dist.sum_(self.sums.clone()))
+        self.sums += _dist.sum_(self.batch)
+        self.batch.zero_()
+        if self.adaptive.moves_after(step):
+            signal = overfitting(self.signal, self.sums)
             self.adaptive.observe(signal)
-            self.adaptive.update(self.target, self._amount)
             self.sums.zero_()
             stats.report("APA/signal", signal)
+        self.adaptive.update(step)
         stats.report("Augment/apa_p", self.adaptive.p)
 
     def _draw(self, img: Tensor, step: Step) -> Tensor:
@@ -133,10 +134,10 @@ class APA(Plugin):
 
     def _count(self, logits: Tensor, *, fake: bool) -> None:
         replaced, self._replaced = self._replaced, None
-        keep = torch.ones_like(logits.flatten(), dtype=self.sums.dtype)
+        keep = torch.ones_like(logits.flatten(), dtype=self.batch.dtype)
         if replaced is not None and self.signal_on == "real":
             keep = (~replaced).to(keep)
-        self.sums[int(fake)] += torch.stack([(logits.flatten().sign() * keep).sum(), keep.sum()])
+        self.batch[int(fake)] += torch.stack([(logits.flatten().sign() * keep).sum(), keep.sum()])
 
     def _real_like(self, c: Tensor, step: Step) -> Tensor:
         """Draw a training image in [-1, 1] with the label `c`, so that the fake's label holds."""
@@ -144,15 +145,6 @@ class APA(Plugin):
         index = torch.randint(len(members), [], generator=self.rng(step, c.device), device=c.device)
         pixels, _ = self._dataset[members[int(index)]]
         return torch.as_tensor(pixels).float() / 127.5 - 1
-
-
-def _check(target: float, kimg: float | None, max_: float) -> None:
-    if not -1 <= target <= 1:
-        raise ValueError(f"--apa-target must be in [-1, 1], got {target}")
-    if kimg is not None and not kimg > 0:
-        raise ValueError(f"--apa-kimg must be positive, got {kimg}")
-    if not 0 <= max_ <= 1:
-        raise ValueError(f"--apa-max must be in [0, 1], got {max_}")
 
 
 def _by_label(dataset: Any) -> dict[bytes, list[int]]:

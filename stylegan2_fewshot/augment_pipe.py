@@ -196,7 +196,8 @@ def sample(s: Settings, draw: Draw) -> Params:
     """
     # Two rotations, each with such a probability that either happens with p; appendix B.
     turn = 1 - math.sqrt(1 - min(draw.p * s.rotate, 1))
-    angle, hue, shift = math.pi * s.rotate_max, math.pi * s.hue_max, s.xint_max
+    angle, hue = math.pi * s.rotate_max, math.pi * s.hue_max
+    shift, size = s.xint_max, s.cutout_size
     laws: dict[str, tuple[float, Callable[[], Tensor]]] = {
         "xflip": (draw.p * s.xflip, lambda: draw.integer(2)),
         "rotate90": (draw.p * s.rotate90, lambda: draw.integer(4)),
@@ -213,16 +214,12 @@ def sample(s: Settings, draw: Draw) -> Params:
         "hue": (draw.p * s.hue, lambda: draw.uniform(-hue, hue)),
         "saturation": (draw.p * s.saturation, lambda: draw.normal(s.saturation_std)),
         "noise": (draw.p * s.noise, lambda: draw.half_normal(s.noise_std)),
-        "cutout": (draw.p * s.cutout, lambda: _draw_cut(s, draw)),
+        # The size of the rectangle, and the x and y of its centre.
+        "cutout": (draw.p * s.cutout, lambda: F.pad(draw.uniform(0, 1, 2), (1, 0), value=size)),
     }
     for band, share in zip(_BANDS, s.imgfilter_bands, strict=True):
         laws[band] = (draw.p * s.imgfilter * share, lambda: draw.normal(s.imgfilter_std))
     return {name: draw.gate(q, law()) for name, (q, law) in laws.items() if q > 0}
-
-
-def _draw_cut(s: Settings, draw: Draw) -> Tensor:
-    """Draw the size of the rectangle, and the x and y of its centre, `[N, 3]`."""
-    return F.pad(draw.uniform(0, 1, columns=2), (1, 0), value=s.cutout_size)
 
 
 def inverse_geometry(params: Params, width: int, height: int) -> Tensor:

@@ -78,13 +78,8 @@ class EWC(Plugin):
             raise ValueError(f"--ewc-lambda must not be negative, got {lambda_}")
         if samples < 1:
             raise ValueError(f"--ewc-samples must be at least 1, got {samples}")
-        self.lambda_, self.fisher, self.normalize, self.network = (
-            lambda_,
-            fisher,
-            normalize,
-            network,
-        )
-        self.samples, self.per_layer = samples, per_layer
+        self.lambda_, self.fisher, self.normalize = lambda_, fisher, normalize
+        self.network, self.samples, self.per_layer = network, samples, per_layer
         self.skip = [pattern for pattern in skip.split(",") if pattern]
         # Held parameters by network and name; a plain dict, for they belong to the networks.
         self._held: dict[str, dict[str, torch.nn.Parameter]] = {}
@@ -97,6 +92,7 @@ class EWC(Plugin):
                 f"--ewc-lambda={self.lambda_:g} needs --resume: without a source network there is "
                 "nothing to hold on to"
             )
+        self._refuse_unknown_patterns(run)
         fisher = self._fisher(run, Path(run.resumed))
         for net, source in zip("GD", run.source or (run.G, run.D), strict=True):
             if net not in self.network:
@@ -123,33 +119,27 @@ class EWC(Plugin):
         return self.lambda_ * penalty
 
     def _fisher(self, run: Run, source: Path) -> Fisher:
-        """Read the Fisher file, estimating it first if none was given and none is kept."""
-        sha256 = fisher_file.sha256_of(source)
-        path = Path(self.fisher) if self.fisher else self._kept(run, source, sha256)
-        fisher = fisher_file.load(path)
-        fisher.refuse_other_source(path, sha256)
-        return fisher
-
-    def _kept(self, run: Run, source: Path, sha256: str) -> Path:
-        """Return where the estimate for this source and these settings is kept."""
+        """Return what the given file holds, or else what an earlier run or this one estimates."""
         # Not at the top: `python -m stylegan2_fewshot.fisher` imports this package first.
         from .fisher import Settings, conditions_beside, estimate
 
+        if self.fisher:
+            return fisher_file.load(Path(self.fisher), source)
+        sha256 = fisher_file.sha256_of(source)
         settings = Settings(samples=self.samples, discriminator="D" in self.network)
         G, D = run.source or (run.G, run.D)
         params = (*G.named_parameters(), *D.named_parameters())
         names = [(name, *p.shape) for name, p in params]  # plugins may have added some
         key = hashlib.sha256(repr((sha256, settings, names)).encode()).hexdigest()[:12]
         path = fisher_file.writable_folder(source) / f"{source.stem}.fisher-{key}.npz"
-        if not all(_dist.gather(path.is_file())):
-            partial = path.with_suffix(".partial.npz")
-            labels = conditions_beside(source)
-            fisher = estimate(G, D, settings, labels=labels, source=sha256, partial=partial)
-            if _dist.rank() == 0:
-                fisher_file.save(path, fisher)
-                partial.unlink(missing_ok=True)
-            _dist.barrier()
-        return path
+        if all(_dist.gather(path.is_file())):  # the ranks may not see the same disk
+            return fisher_file.load(path)
+        partial, labels = path.with_suffix(".partial.npz"), conditions_beside(source)
+        fisher = estimate(G, D, settings, labels=labels, source=sha256, partial=partial)
+        if _dist.rank() == 0:
+            fisher_file.save(path, fisher)
+            partial.unlink(missing_ok=True)
+        return fisher
 
     def _choose(
         self, net: str, module: torch.nn.Module, shapes: Mapping[str, torch.Size], fisher: Fisher
@@ -168,8 +158,18 @@ class EWC(Plugin):
             print(f"EWC: not in the source's {net}, so left free: {', '.join(others)}")
         return held
 
+    def _refuse_unknown_patterns(self, run: Run) -> None:
+        nets = (("G", run.G), ("D", run.D))
+        names = [(net, name) for net, module in nets for name, _ in module.named_parameters()]
+        for pattern in self.skip:
+            if not any(_matches(pattern, net, name) for net, name in names):
+                raise ValueError(
+                    f"--ewc-skip: {pattern!r} is the name of no parameter of G or D; "
+                    f"there are {'.'.join(names[0])}, {'.'.join(names[-1])} and others"
+                )
+
     def _skipped(self, net: str, name: str) -> bool:
-        return any(fnmatchcase(n, p) for n in (name, f"{net}.{name}") for p in self.skip)
+        return any(_matches(pattern, net, name) for pattern in self.skip)
 
     def _scaled(self, fisher: Tensor) -> Tensor:
         if not self.normalize:
@@ -192,6 +192,10 @@ class EWC(Plugin):
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def _matches(pattern: str, net: str, name: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(f"{net}.{name}", pattern)
 
 
 def _fits(shape: torch.Size, fisher: Tensor | None) -> bool:

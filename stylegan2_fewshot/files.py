@@ -11,8 +11,12 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes the place of `path` once it is whole and on the disk."""
+    """Open a temporary file that takes the place of `path` once it is whole and on the disk.
+
+    Folders above it are made where they are missing: what took hours is not to be lost for one.
+    """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with new.open("wb") as stream:

@@ -19,7 +19,7 @@ from torch.func import functional_call, grad, vmap
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from . import _dist, fisher_file
+from . import _dist, fisher_file, stamped
 from .fisher_file import FORMAT, LIKELIHOOD, Fisher
 from .options import Command
 from .plugin import seed_of
@@ -102,27 +102,28 @@ class Estimator:
         D: Discriminator, called as `D(img, c, force_fp32=)`.
         settings: What to estimate.
         labels: Labels `[M, c_dim]` to draw from; default: every class alike, as one-hot vectors.
+
+    Raises:
+        ValueError: The labels do not have this shape.
     """
 
     def __init__(
-        self,
-        G: torch.nn.Module,
-        D: torch.nn.Module,
-        settings: Settings,
-        labels: Tensor | None = None,
+        self, G: torch.nn.Module, D: torch.nn.Module, settings: Settings, labels: Tensor | None
     ) -> None:
         self.settings = settings
         self.model = LogLikelihood(G, D, settings)
         heads = ("G.", "D.") if settings.discriminator else ("G.",)
         named = self.model.named_parameters()
         self.params = {n: p.detach() for n, p in named if n.startswith(heads)}
-        self.shapes = {name: tuple(p.shape) for name, p in self.params.items()}
         self.sizes = [p.numel() for p in self.params.values()]
         self.device = next(iter(self.params.values())).device
         self.z_dim = int(G.z_dim)  # type: ignore[arg-type]
         c_dim = int(G.c_dim)  # type: ignore[arg-type]
         every = torch.eye(c_dim) if c_dim else torch.zeros(1, 0)
         self.labels = every if labels is None else labels.cpu().float()
+        if self.labels.ndim != 2 or not len(self.labels) or self.labels.shape[1] != c_dim:
+            shape = list(self.labels.shape)
+            raise ValueError(f"labels must be [M, {c_dim}] for this network, got {shape}")
 
     def gradients(self, indices: Iterable[int], *, vectorized: bool = True) -> list[Tensor]:
         """Return the gradients of the samples with these numbers, `[n, *shape]` by parameter."""
@@ -240,7 +241,7 @@ def estimate(
         while (done := int(sums.done)) < settings.samples:
             sums.merge(_block(job, done, batch, vectorized, bar))
             if partial and main and time.monotonic() - saved > SAVE_EVERY_SEC:
-                fisher_file.write(partial, sums.tensors(), meta)
+                stamped.write(partial, sums.tensors(), meta)
                 saved = time.monotonic()
     return _finish(job, sums, meta)
 
@@ -277,7 +278,7 @@ def _stamp(job: Estimator, source: str, network: str) -> dict[str, Any]:
 def _resume(partial: Path | None, sums: Sums, meta: Mapping[str, Any]) -> Sums:
     """Fill `sums` from an interrupted estimate of the same kind, if rank 0 finds one."""
     if partial and partial.exists() and _dist.rank() == 0:
-        kept, stamp = fisher_file.read(partial)
+        kept, stamp = stamped.read(partial, "unfinished estimate", "remove it")
         if all(stamp.get(key) == value for key, value in meta.items()):
             for name, tensor in sums.tensors().items():
                 tensor.copy_(kept[name])
@@ -286,12 +287,12 @@ def _resume(partial: Path | None, sums: Sums, meta: Mapping[str, Any]) -> Sums:
 
 
 def _finish(job: Estimator, sums: Sums, meta: Mapping[str, Any]) -> Fisher:
-    means = dict(zip(job.shapes, sums.mean(), strict=True))
-    if job.settings.granularity == "layer":
-        values = {name: mean.mean().cpu() for name, mean in means.items()}
-    else:
-        values = {name: mean.view(job.shapes[name]).cpu() for name, mean in means.items()}
-    errors = dict(zip(job.shapes, sums.standard_error(), strict=True))
+    by_layer = job.settings.granularity == "layer"
+    values = {
+        name: (mean.mean() if by_layer else mean.view_as(param)).cpu()
+        for (name, param), mean in zip(job.params.items(), sums.mean(), strict=True)
+    }
+    errors = dict(zip(job.params, sums.standard_error(), strict=True))
     return Fisher(values, {**meta, "standard_error": errors})
 
 
@@ -306,37 +307,30 @@ def summary(fisher: Fisher) -> str:
     return "\n".join(rows)
 
 
-def _array(path: Path) -> Tensor:
-    return torch.from_numpy(np.load(path, allow_pickle=False))
-
-
-@click.command(cls=Command)
+@click.command(cls=Command, context_settings={"show_default": True})
 @click.argument("network_pkl")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="File to write; default NETWORK.fisher.npz."
 )
-@click.option("--samples", default=1000, show_default=True, help="Number of generated images.")
-@click.option("--seed", default=0, show_default=True, help="Seed of latents, labels and noise.")
+@click.option("--samples", default=1000, help="Number of generated images.")
+@click.option("--seed", default=0, help="Seed of latents, labels and noise.")
 @click.option(
     "--network",
     type=click.Choice(["G", "G_ema"]),
     default="G",
-    show_default=True,
     help="Which generator of the pickle.",
 )
-@click.option("--psi", default=1.0, show_default=True, help="Truncation.")
+@click.option("--psi", default=1.0, help="Truncation.")
 @click.option(
     "--noise-mode",
     type=click.Choice(["random", "const", "none"]),
     default="random",
-    show_default=True,
     help="Noise inputs of G.",
 )
 @click.option(
     "--granularity",
     type=click.Choice(["parameter", "layer"]),
     default="parameter",
-    show_default=True,
     help="One number per parameter, or the mean over each tensor.",
 )
 @click.option("--discriminator", is_flag=True, help="Include D's parameters, for --ewc-network=GD.")
@@ -353,11 +347,7 @@ def _array(path: Path) -> Tensor:
 )
 @click.option("--loop", is_flag=True, help="Differentiate sample by sample: slow, the reference.")
 @click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute.",
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to compute."
 )
 def main(
     network_pkl: str,
@@ -381,12 +371,14 @@ def main(
     path = sources.fetch(network_pkl)
     out = out or path.with_suffix(".fisher.npz")
     partial = out.with_suffix(".partial.npz")
-    nets = pickles.load(path)
+    nets, conditions = pickles.load(path), conditions_beside(path)
+    if labels is not None:
+        conditions = torch.from_numpy(np.load(labels, allow_pickle=False))
     fisher = estimate(
         getattr(nets, network).to(place),
         nets.D.to(place),
         Settings(**settings),
-        labels=conditions_beside(path) if labels is None else _array(labels),
+        labels=conditions,
         source=fisher_file.sha256_of(path),
         network=network,
         batch=batch,

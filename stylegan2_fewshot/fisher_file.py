@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from . import stamped
-from .stamped import write as write
 
 FORMAT = 1
 LIKELIHOOD = "log sigmoid D(G(z))"
@@ -35,38 +34,35 @@ class Fisher:
             if not (value.isfinite().all() and (value >= 0).all()):
                 raise ValueError(f"Fisher information of {name} is negative or not finite")
 
-    def refuse_other_source(self, path: Path, sha256: str) -> None:
-        """Raise ValueError, with what differs, unless this is of the pickle with that hash."""
-        if (theirs := self.meta["source_sha256"]) != sha256:
-            raise ValueError(
-                f"{path}: of another network: its source pickle has SHA-256 {theirs[:12]}..., "
-                f"yours has {sha256[:12]}...; {_REMEDY}"
-            )
-
 
 def save(path: Path, fisher: Fisher) -> None:
     """Write a Fisher file: `.npz`, one array per parameter, and `meta`, a JSON text.
 
     The file is complete or absent.
     """
-    write(path, fisher.values, fisher.meta)
+    stamped.write(path, fisher.values, fisher.meta)
 
 
-def load(path: Path) -> Fisher:
+def load(path: Path, source: Path | None = None) -> Fisher:
     """Read a Fisher file; nothing in it is executed.
 
+    Args:
+        path: The file.
+        source: The network pickle that it has to be of, if that is known.
+
     Raises:
-        ValueError: It is no Fisher file, truncated, or its numbers were altered.
+        ValueError: It is no Fisher file, truncated, its numbers were altered, or it is of another
+            network.
     """
-    values, meta = read(path)
+    values, meta = stamped.read(path, "Fisher file", _REMEDY)
     if meta.get("likelihood") != LIKELIHOOD or "standard_error" not in meta:
         raise ValueError(f"{path}: an unfinished estimate, or of another kind; {_REMEDY}")
+    if source and (theirs := meta["source_sha256"]) != (yours := sha256_of(source)):
+        raise ValueError(
+            f"{path}: of another network: its source pickle has SHA-256 {theirs[:12]}..., "
+            f"yours has {yours[:12]}...; {_REMEDY}"
+        )
     return Fisher(values, meta)
-
-
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write` has written; ValueError where anything is missing or differs."""
-    return stamped.read(path, "Fisher file", _REMEDY)
 
 
 def writable_folder(source: Path) -> Path:
@@ -74,9 +70,7 @@ def writable_folder(source: Path) -> Path:
     if os.access(source.parent, os.W_OK):
         return source.parent
     cache = os.environ.get("STYLEGAN2_FEWSHOT_CACHE", "~/.cache/stylegan2_fewshot")
-    folder = Path(cache).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return Path(cache).expanduser()
 
 
 def sha256_of(path: Path) -> str:

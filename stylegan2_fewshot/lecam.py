@@ -51,7 +51,7 @@ class LeCam(Plugin):
         self, *, lambda_: float = 0.0, decay: float = 0.99, start_kimg: float = 0.0
     ) -> None:
         super().__init__()
-        if lambda_ < 0:
+        if not lambda_ >= 0:
             raise ValueError(f"--lecam-lambda must not be negative, got {lambda_}")
         if not 0 <= decay < 1:
             raise ValueError(f"--lecam-decay must be in [0, 1), got {decay}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -183,9 +183,7 @@ class StyleGAN2Loss:
         self._backward(loss, step, gain)
 
 
-@contextlib.contextmanager
-def _synced(module: Any, sync: bool) -> Iterator[None]:
+def _synced(module: Any, sync: bool) -> contextlib.AbstractContextManager[None]:
     """Keep DistributedDataParallel from averaging gradients unless it is time to."""
     wrapped = isinstance(module, torch.nn.parallel.DistributedDataParallel)
-    with contextlib.nullcontext() if sync or not wrapped else module.no_sync():
-        yield
+    return contextlib.nullcontext() if sync or not wrapped else module.no_sync()

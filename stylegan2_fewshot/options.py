@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -15,7 +15,12 @@ import click
 from .plugin import Plugin, find, load_external, registry
 
 _OPTIONS = f"{__name__}.options"
-SCALARS: dict[Any, click.ParamType[Any]] = {float: click.FLOAT, int: click.INT, str: click.STRING}
+SCALARS: dict[Any, click.ParamType[Any]] = {
+    float: click.FLOAT,
+    int: click.INT,
+    str: click.STRING,
+    bool: click.BOOL,
+}
 
 
 @dataclass(frozen=True)
@@ -56,21 +61,22 @@ def options_of(cls: type[Plugin]) -> list[Option]:
         TypeError: A parameter is not keyword-only, annotated, defaulted and documented.
     """
     texts = _documented(cls)
-    hints = get_type_hints(cls.__init__)
-    parameters = list(inspect.signature(cls).parameters.values())
-    for parameter in parameters:
-        _check(cls, parameter, hints, texts)
-    return [
-        Option(
-            plugin=cls.name,
-            parameter=p.name,
-            flag=_flag(cls, p.name),
-            type=_without_none(hints[p.name]),
-            default=p.default,
-            help=texts[p.name],
-        )
-        for p in parameters
-    ]
+    hints = {name: _without_none(hint) for name, hint in get_type_hints(cls.__init__).items()}
+    options = []
+    for name, parameter in inspect.signature(cls).parameters.items():
+        rules = {
+            "keyword-only": parameter.kind is parameter.KEYWORD_ONLY,
+            "annotated": name in hints,
+            "defaulted": parameter.default is not parameter.empty,
+            "described under Args:": bool(texts.get(name)),
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                raise TypeError(f"plugin {cls.name!r}: parameter {name!r} must be {rule}")
+        _click_type(hints[name])
+        flag, default = _flag(cls, name), parameter.default
+        options.append(Option(cls.name, name, flag, hints[name], default, texts[name]))
+    return options
 
 
 def switch(cls: type[Plugin]) -> str:
@@ -104,10 +110,15 @@ def parse(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """
     given = {key: value for key, value in values.items() if value is not None}
     claims = all_options()
-    names = _switched_on(given, claims)
+    names: list[str] = []
+    for key, value in given.items():
+        if key == "aug":
+            names += augmentations(value)
+        else:
+            names += [o.plugin for o in claims.get(key, []) if _switched_by(o)]
     plugins = {n: {o.parameter: o.default for o in options_of(find(n))} for n in names}
     for key, value in given.items():
-        for option in _receivers(key, value, claims, given, names):
+        for option in _receivers(key, claims, given, names) if key != "aug" else ():
             plugins[option.plugin][option.parameter] = value
     return plugins
 
@@ -120,12 +131,13 @@ def describe(values: Mapping[str, Any]) -> list[str]:
             continue
         if key == "aug":
             words += augmentations(value) or ["noaug"]
-        elif claims[key][0].bare and isinstance(value, str):
-            words.append(value)
-        elif claims[key][0].bare or claims[key][0].flag == claims[key][0].plugin:
-            words.append(claims[key][0].flag + ("" if isinstance(value, str) else f"{value:g}"))
-        elif _switched_by(claims[key][0]):
-            words.append(claims[key][0].plugin)
+            continue
+        option, is_text = claims[key][0], isinstance(value, str)
+        if option.bare or option.flag == option.plugin:
+            number = "" if is_text else f"{value:g}"
+            words.append(value if option.bare and is_text else option.flag + number)
+        elif _switched_by(option):
+            words.append(option.plugin)
     return words
 
 
@@ -148,44 +160,27 @@ def _switched_by(option: Option) -> bool:
     return not cls.augmentation and option == options_of(cls)[0]
 
 
-def _switched_on(given: Mapping[str, Any], claims: Mapping[str, list[Option]]) -> list[str]:
-    names: list[str] = []
-    for key, value in given.items():
-        if key == "aug":
-            names += augmentations(value)
-        else:
-            names += [o.plugin for o in claims.get(key, []) if _switched_by(o)]
-    return names
-
-
 def _receivers(
-    key: str,
-    value: Any,
-    claims: Mapping[str, list[Option]],
-    given: Mapping[str, Any],
-    names: Iterable[str],
+    key: str, claims: Mapping[str, list[Option]], given: Mapping[str, Any], names: list[str]
 ) -> list[Option]:
     """Return whom a value belongs to: plugins that are on and claim it, or else the only
     augmentation that has a parameter of that name, as `--target` with `--aug=apa`."""
-    if key == "aug":
-        return []
     if key not in claims:
-        raise ValueError(f"--{key.replace('_', '-')}={value}: no plugin has this option")
+        raise ValueError(f"--{key.replace('_', '-')}={given[key]}: no plugin has this option")
     if direct := [option for option in claims[key] if option.plugin in names]:
         return direct
     active = [cls for cls in map(find, names) if cls.augmentation]
     heirs = [o for cls in active for o in options_of(cls) if o.parameter == key]
     if claims[key][0].bare and len(active) == 1 and heirs:
         return heirs
-    raise ValueError(_off(claims[key], value, given.get("aug", "noaug")))
-
-
-def _off(claimants: list[Option], value: Any, aug: str) -> str:
-    ways = [switch(find(option.plugin)) for option in claimants]
-    if aug != "noaug":
+    owners = [option.plugin for option in claims[key]]
+    ways = [switch(find(owner)) for owner in owners]
+    if (aug := given.get("aug", "noaug")) != "noaug":
         ways = [way.replace("--aug=", f"--aug={aug},") for way in ways]
-    owners = " or ".join(option.plugin for option in claimants)
-    return f"--{claimants[0].flag}={value} needs {owners}, which is off; add {' or '.join(ways)}"
+    raise ValueError(
+        f"--{claims[key][0].flag}={given[key]} needs {' or '.join(owners)}, which is off; "
+        f"add {' or '.join(ways)}"
+    )
 
 
 def _flag(cls: type[Plugin], parameter: str) -> str:
@@ -201,24 +196,6 @@ def _documented(cls: type[Plugin]) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, _, text in pairs}
 
 
-def _check(
-    cls: type[Plugin],
-    parameter: inspect.Parameter,
-    hints: Mapping[str, Any],
-    texts: Mapping[str, str],
-) -> None:
-    rules = {
-        "keyword-only": parameter.kind is parameter.KEYWORD_ONLY,
-        "annotated": parameter.name in hints,
-        "defaulted": parameter.default is not parameter.empty,
-        "described under Args:": bool(texts.get(parameter.name)),
-    }
-    for rule, holds in rules.items():
-        if not holds:
-            raise TypeError(f"plugin {cls.name!r}: parameter {parameter.name!r} must be {rule}")
-    _click_type(_without_none(hints[parameter.name]))
-
-
 def _without_none(annotation: Any) -> Any:
     if get_origin(annotation) not in (Union, types.UnionType):
         return annotation
@@ -229,8 +206,6 @@ def _without_none(annotation: Any) -> Any:
 def _click_type(annotation: Any) -> click.ParamType[Any]:
     if get_origin(annotation) is Literal:
         return click.Choice(get_args(annotation))
-    if annotation is bool:
-        return click.BOOL
     if annotation not in SCALARS:
         raise TypeError(f"no option can hold {annotation}; use float, int, bool, str or Literal")
     return SCALARS[annotation]

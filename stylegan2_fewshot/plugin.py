@@ -256,7 +256,10 @@ def load_external(place: str) -> type[Plugin]:
         raise ValueError(f"--plugin={place}: {error}; write it as package.module:Class") from error
     if not (isinstance(cls, type) and issubclass(cls, Plugin)):
         raise ValueError(f"--plugin={place}: not a subclass of stylegan2_fewshot.Plugin")
-    return cls if cls.name in _REGISTRY else register(cls.name or cls.__name__.lower())(cls)
+    if cls in _REGISTRY.values():
+        return cls
+    # An inherited name is that of another plugin.
+    return register(vars(cls).get("name") or cls.__name__.lower())(cls)
 
 
 def seed_of(*parts: int | str) -> int:

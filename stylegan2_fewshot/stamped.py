@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .files import replacing
 
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
+_NO_DICT = (AttributeError, KeyError, TypeError)  # in the place of `meta`
+_DAMAGE = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, *_NO_DICT)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

@@ -39,10 +39,9 @@ def collect() -> dict[str, Moments]:
     for theirs in _dist.gather(mine):
         for name, sums in theirs.items():
             total[name] = [a + b for a, b in zip(total.get(name, [0, 0, 0]), sums, strict=True)]
-    return {name: _moments(*total[name]) for name in sorted(total)}
-
-
-def _moments(num: float, first: float, second: float) -> Moments:
-    mean = first / max(num, 1)
-    variance = max(second / max(num, 1) - mean**2, 0.0)
-    return Moments(num=int(num), mean=mean, std=variance**0.5)
+    moments = {}
+    for name, (num, first, second) in sorted(total.items()):
+        mean = first / max(num, 1)
+        variance = max(second / max(num, 1) - mean**2, 0.0)
+        moments[name] = Moments(num=int(num), mean=mean, std=variance**0.5)
+    return moments

@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import stats as st
 
-from stylegan2_fewshot import Plugins, Run, Step
+from stylegan2_fewshot import Plugins, Run, Step, _dist
 from stylegan2_fewshot.ada import ADA, create_pipe
 from stylegan2_fewshot.augment_pipe import AugmentPipe, Draw, Settings, cut_out, recolor, sample
 from stylegan2_fewshot.fixed import Fixed
@@ -339,6 +339,15 @@ def test_state_round_trips_in_the_middle_of_an_interval():
     second.load_state_dict(torch.load(file, weights_only=True))
     assert train(second, signs[6:], first=6) == whole[6:]
     assert float(second.pipe.p) == float(second.probability.p) > 0
+
+
+def test_state_is_that_of_all_ranks_after_every_iteration(monkeypatch):
+    """Rank 0's state is what all ranks go on from after an interruption."""
+    plugin = ready(ADA())
+    monkeypatch.setattr(_dist, "sum_", lambda mine: mine.mul_(2))  # another rank saw the same
+    train(plugin, [1.0, 0.5, 0.5])
+    state = {key: float(value) for key, value in plugin.probability.state_dict().items()}
+    assert state == {"p": 0, "sign_sum": 32, "count": 48}
 
 
 @pytest.mark.parametrize("name", ["ada", "apa", "diffaugment"])

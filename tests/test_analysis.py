@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -59,6 +60,15 @@ def test_rank_correlation_by_hand():
     assert rank_correlation(falling) == pytest.approx(-1)
     pairs = [(1, 2), (2, 1), (3, 3)]  # 1 - 6 * (1 + 1 + 0) / (3 * 8)
     assert rank_correlation([Layer("", 1, *pair) for pair in pairs]) == pytest.approx(0.5)
+    tied = [(1, 0), (2, 0), (3, 0), (4, 1)]  # ranks 0 1 2 3 and 1 1 1 3
+    for order in (tied, tied[::-1]):
+        layers = [Layer("", 1, *pair) for pair in order]
+        assert rank_correlation(layers) == pytest.approx(3 / 15**0.5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_has_changed_and_so_nothing_correlates():
+    assert math.isnan(rank_correlation([Layer("", 1, float(i), 0.0) for i in range(3)]))
 
 
 def test_command(tmp_path):

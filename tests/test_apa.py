@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from stylegan2_fewshot import _dist
 from stylegan2_fewshot.apa import APA, overfitting
 from stylegan2_fewshot.loss import StyleGAN2Loss
 from stylegan2_fewshot.plugin import Plugins, Run, Step
@@ -176,6 +177,17 @@ def test_state_round_trips_in_the_middle_of_an_interval():
     assert p[0] == p[1] > 0  # the mean of the four is 0.5, that of the last two would be 0
 
 
+def test_state_is_that_of_all_ranks_after_every_iteration(monkeypatch):
+    """Rank 0's state is what all ranks go on from after an interruption."""
+    apa = make(kimg=1)
+    monkeypatch.setattr(_dist, "sum_", lambda mine: mine.mul_(2))  # another rank saw the same
+    for iteration in range(3):
+        judge(apa, [1.0, 1.0, 1.0, -1.0])
+        judge(apa, [-1.0], "Dfake")
+        apa.after_step(Step("end", cur_nimg=8 * iteration))
+    assert apa.state_dict()["sums"].tolist() == [[12.0, 24.0], [-6.0, 6.0]]
+
+
 @pytest.mark.parametrize(("resumed", "kimg"), [(None, 500), ("source.pkl", 100)])
 def test_speed_depends_on_resume(resumed, kimg):
     apa = make(resumed=resumed)
@@ -191,6 +203,7 @@ def test_signal_on_real_leaves_out_what_was_replaced(signal_on, expected):
     img, _ = apa.real_images(images(0, 2000), labels(0, 2000), Step("Dreal"))
     replaced = img[:, 0, 0, 0] == 5
     apa.observe(Step("Dreal", logits=torch.where(replaced, 1.0, -1.0).view(-1, 1)))
+    apa.after_step(Step("end"))
     assert overfitting("lambda_r", apa.sums).item() == pytest.approx(expected, abs=0.1)
     assert (apa.sums[0, 1] == 2000) == (signal_on == "mixed")
 

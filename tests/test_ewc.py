@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stylegan2_fewshot import fisher, fisher_file, stats
+from stylegan2_fewshot import _dist, fisher, fisher_file, stats
 from stylegan2_fewshot.ewc import EWC, consolidation
 from stylegan2_fewshot.fisher_file import Fisher
 from stylegan2_fewshot.plugin import Plugins, Run, Step
@@ -157,6 +157,12 @@ def test_skipped_parameters_are_free(source, file, skip, left):
     assert penalty(plugin).item() == 10 * sum(BY_HAND[name] for name in left)
 
 
+def test_a_mistyped_pattern_is_refused(source, file):
+    message = r"--ewc-skip: 'maping\.\*' is the name of no parameter of G or D; there are G\."
+    with pytest.raises(ValueError, match=message):
+        make(source, fisher=file, skip="gain,maping.*")
+
+
 def test_one_number_per_layer(source):
     values = {name: value.mean() for name, value in named(FISHER).items()}
     plugin, net = make(source, fisher=write(source, values))
@@ -257,6 +263,15 @@ def test_estimates_once_and_keeps_it_beside_the_source(source, monkeypatch):
     source.write_bytes(b"another network")
     with pytest.raises(TypeError):
         make(source, samples=4)
+
+
+def test_a_rank_that_does_not_see_the_first_one_s_disk_goes_on(source, monkeypatch):
+    expected = fisher.estimate(Net(), Judge(), fisher.Settings(samples=4))
+    monkeypatch.setattr(fisher, "estimate", lambda *_, **__: expected)
+    monkeypatch.setattr(_dist, "rank", lambda: 1)
+    plugin, _ = make(source, samples=4)
+    assert plugin.fisher_G.equal(torch.cat([v.flatten() for v in expected.values.values()]))
+    assert list(source.parent.iterdir()) == [source]
 
 
 def test_keeps_it_in_the_cache_where_the_source_is_read_only(source, tmp_path, monkeypatch):

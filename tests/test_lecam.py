@@ -90,7 +90,9 @@ def test_state_goes_on_where_it_was(tmp_path):
     assert one.penalty(step("Dreal", 3.0)) == other.penalty(step("Dreal", 3.0))
 
 
-@pytest.mark.parametrize("wrong", [{"lambda_": -1}, {"decay": 1.0}, {"decay": -0.1}])
+@pytest.mark.parametrize(
+    "wrong", [{"lambda_": -1}, {"lambda_": float("nan")}, {"decay": 1.0}, {"decay": -0.1}]
+)
 def test_refuses_what_makes_no_sense(wrong):
     name = next(iter(wrong)).strip("_")
     with pytest.raises(ValueError, match=f"--lecam-{name}"):

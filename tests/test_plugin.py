@@ -82,6 +82,19 @@ def test_third_party_plugin(empty_registry, tmp_path, monkeypatch):
         load_external("somebodys_plugins:number")
 
 
+def test_third_party_plugin_that_extends_one_of_ours(monkeypatch, tmp_path):
+    monkeypatch.setattr(plugin, "_REGISTRY", registry())
+    (tmp_path / "somebodys_lecam.py").write_text(
+        "from stylegan2_fewshot.lecam import LeCam\n"
+        "class Firmer(LeCam):\n"
+        "    def trainable(self, net, name): return net == 'D'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    cls = load_external("somebodys_lecam:Firmer")
+    assert find("firmer") is cls and find("lecam") is not cls
+    assert load_external("stylegan2_fewshot.lecam:LeCam") is find("lecam")
+
+
 def test_without_plugins_every_hook_is_the_identity():
     plugins, img, c = Plugins(), torch.rand(2, 3, 4, 4), torch.rand(2, 5)
     step = Step("Dreal")

@@ -18,7 +18,7 @@ from PIL import Image
 import generate
 from metrics import __main__ as metrics_command
 from metrics import detectors, registry
-from stylegan2_fewshot import Run, Step, fisher, fisher_file
+from stylegan2_fewshot import Run, Step, analysis, fisher, fisher_file
 from stylegan2_fewshot.ewc import EWC
 from stylegan2_fewshot.options import describe
 from stylegan2_fewshot.prior import Prior, __main__, instances
@@ -142,6 +142,19 @@ def test_ewc_of_a_source_with_a_prior_draws_its_conditions(trained, tmp_path):
 
 
 # Features
+
+
+def test_analysis_of_a_source_with_a_prior_draws_its_conditions(trained, tmp_path, monkeypatch):
+    drawn, estimate = [], fisher.estimate
+
+    def spy(*arguments, labels=None, **options):
+        drawn.append(labels)
+        return estimate(*arguments, labels=labels, **options)
+
+    monkeypatch.setattr(analysis, "estimate", spy)
+    arguments = [str(trained), str(trained), "--samples=1", f"--out={tmp_path}"]
+    assert CliRunner().invoke(analysis.main, arguments).exit_code == 0
+    torch.testing.assert_close(drawn, [instances.load(companion(trained)).vectors])
 
 
 def test_features_are_of_unit_length_and_of_both_sides(features, tiny_data, backbone):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -182,6 +183,16 @@ def test_kernels_without_a_gpu_are_refused_before_a_run_directory_is_made(data, 
     assert result.exit_code == 2
     message = "Error: --ops=cuda needs a CUDA device, got cpu; use --ops=auto\n"
     assert result.output == message and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_a_process_without_a_gpu_is_a_mistake_of_one_line(data, tmp_path, monkeypatch, gpus):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    args = [f"--outdir={tmp_path}", f"--data={data()}", "--metrics=none", "--device=cuda"]
+    result = CliRunner().invoke(train.main, args)
+    assert result.exit_code == 2
+    assert result.output.startswith(f"Error: --device=cuda: PyTorch finds {gpus} GPUs here, and")
 
 
 @pytest.mark.parametrize("cfg", presets.NAMES)

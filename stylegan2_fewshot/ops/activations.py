@@ -78,13 +78,6 @@ def bias_act(
     return result
 
 
-def _scale_shift(x: Tensor, gain: float, b: Tensor | None) -> Tensor:
-    """Return `gain * (x + b)` in one pass."""
-    if b is None:
-        return x if gain == 1 else x * gain
-    return torch.add(b * gain, x, alpha=gain)
-
-
 class _Settings(NamedTuple):
     """The arguments of `bias_act` that are no tensors."""
 
@@ -107,8 +100,9 @@ class _Settings(NamedTuple):
         act, gain, clamp = ACTIVATIONS[self.act].apply, self.gain, self.clamp
         if b is not None:
             b = b.reshape([-1 if i == self.dim % x.ndim else 1 for i in range(x.ndim)])
-        if self.act in _HOMOGENEOUS and gain >= 0 and x.dtype in _REDUCED:
-            y = act(_scale_shift(x, gain, b), self.alpha)
+        if self.act in _HOMOGENEOUS and gain >= 0 and x.dtype in _REDUCED:  # in one pass
+            x = x * gain if b is None else torch.add(b * gain, x, alpha=gain)
+            y = act(x, self.alpha)
         else:  # the original's order: whether x + b rounds to above zero decides a gradient
             y = act(x if b is None else x + b, self.alpha)
             y = y if gain == 1 else y * gain

@@ -33,24 +33,18 @@ def select(mode: str, device: torch.device) -> str:
     _KERNELS = None
     if mode == "torch" or device.type != "cuda":
         return f"Operations: PyTorch on {device.type}."
-    try:
-        _KERNELS = _load(device)
-    except Exception as error:  # compilers and loaders fail in every way
-        from . import build
+    from . import build  # imports the operations, which import this module
 
+    try:
+        compiled = build.load(device)
+        build.verify(compiled, device)
+    except Exception as error:  # compilers and loaders fail in every way
         reason = build.explain(error)
         if mode == "cuda":
             raise ValueError(f"--ops=cuda: no CUDA kernels: {reason}") from error
         return f"Operations: PyTorch on cuda, slower than our kernels, which failed: {reason}."
+    _KERNELS = compiled
     return f"Operations: CUDA kernels for {torch.cuda.get_device_name(device)}."
-
-
-def _load(device: torch.device) -> Any:
-    from . import build  # imports the operations, which import this module
-
-    kernels = build.load(device)
-    build.verify(kernels, device)
-    return kernels
 
 
 def kernels(x: Tensor, *others: Tensor | None) -> Any:
@@ -85,10 +79,6 @@ def reduced_dtype(device: torch.device) -> torch.dtype:
         return _DTYPES[_PRECISION]
     if device.type == "cuda":
         return torch.float16
-    return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
-
-
-def _cpu_has_bfloat16() -> bool:
-    return bool(
-        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-untyped-call]
-    )
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    computes = has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if computes else torch.float32

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import replacing
 from . import resample
 from .activations import ACTIVATIONS
 
@@ -57,10 +58,6 @@ def explain(error: BaseException) -> str:
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [repr(error)]
     first = next((line for line in lines if re.search(r"\b(error|fatal)\s*:", line)), lines[0])
-    return f"{first}; {_remedy(text)}"
-
-
-def _remedy(text: str) -> str:
     cuda = f"the CUDA toolkit {torch.version.cuda or ''}".strip()
     remedies = {
         r"Ninja is required": "install ninja: pip install ninja",
@@ -72,7 +69,8 @@ def _remedy(text: str) -> str:
         r"no kernel image": f"install a PyTorch and {cuda} that support this GPU",
     }
     general = f"needed are ninja, a C++ compiler and {cuda}"
-    return next((cure for sign, cure in remedies.items() if re.search(sign, text)), general)
+    remedy = next((cure for sign, cure in remedies.items() if re.search(sign, text)), general)
+    return f"{first}; {remedy}"
 
 
 def _compile(path: Path, capability: tuple[int, int]) -> Any:
@@ -89,12 +87,8 @@ def _compile(path: Path, capability: tuple[int, int]) -> Any:
             build_directory=folder,
             with_cuda=True,
         )
-        complete = Path(folder) / "complete"
-        with open(module.__file__, "rb") as source, open(complete, "wb") as file:
+        with open(module.__file__, "rb") as source, replacing(path) as file:
             shutil.copyfileobj(source, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(complete, path)
     return module
 
 

@@ -62,8 +62,15 @@ def conv2d_resample(
         early = down if _is_pointwise(w) else 1  # a 1x1 convolution may as well come last
         x = upfirdn2d(x, f, down=early, padding=sides, flip_filter=flip_filter)
         return F.conv2d(x, w, stride=down // early, groups=groups)
-    if down == 1:
-        return _up(x, w, f, up, sides, groups, flip_filter)
+    if down == 1 and _is_pointwise(w):
+        y = F.conv2d(x, w, groups=groups)
+        return upfirdn2d(y, f, up=up, padding=sides, gain=up**2, flip_filter=flip_filter)
+    if down == 1:  # at the low resolution: transposed convolution, then filter
+        y = F.conv_transpose2d(x, _transposed(w, groups), stride=up, groups=groups)
+        high, wide = w.shape[2:]
+        # Less what the transposed convolution has added.
+        sides = add_padding(sides, [1 - wide, up - wide, 1 - high, up - high])
+        return upfirdn2d(y, f, padding=sides, gain=up**2, flip_filter=flip_filter)
     x = upfirdn2d(x, f, up=up, padding=sides, gain=up**2, flip_filter=flip_filter)
     return upfirdn2d(F.conv2d(x, w, groups=groups), f, down=down, flip_filter=flip_filter)
 
@@ -152,25 +159,10 @@ def _convolve(x: Tensor, w: Tensor, sides: Sequence[int], groups: int = 1) -> Te
     return F.conv2d(F.pad(x, [left, right, top, bottom]), w, groups=groups)
 
 
-def _up(
-    x: Tensor,
-    w: Tensor,
-    f: Tensor | None,
-    up: int,
-    sides: Sequence[int],
-    groups: int,
-    flip_filter: bool,
-) -> Tensor:
-    """Convolve at the low resolution: transposed convolution, then filter."""
-    if _is_pointwise(w):
-        y = F.conv2d(x, w, groups=groups)
-        return upfirdn2d(y, f, up=up, padding=sides, gain=up**2, flip_filter=flip_filter)
-    outputs, channels, high, wide = w.shape
-    turned = w.flip([2, 3]).reshape(groups, outputs // groups, channels, high, wide).transpose(1, 2)
-    turned = turned.reshape(groups * channels, outputs // groups, high, wide)
-    y = F.conv_transpose2d(x, turned, stride=up, groups=groups)
-    full = [1 - wide, up - wide, 1 - high, up - high]  # what the transposed convolution has added
-    return upfirdn2d(y, f, padding=add_padding(sides, full), gain=up**2, flip_filter=flip_filter)
+def _transposed(w: Tensor, groups: int) -> Tensor:
+    """Return weights for a correlation as those of a transposed convolution."""
+    turned = w.flip([2, 3]).reshape(groups, -1, *w.shape[1:]).transpose(1, 2)
+    return turned.flatten(0, 1)
 
 
 def _pays_to_fuse(x: Tensor, w: Tensor, f: Tensor, up: int, sides: Sequence[int]) -> bool:
@@ -207,10 +199,9 @@ def _fused(x: Tensor, w: Tensor, f: Tensor, up: int, sides: Sequence[int]) -> Te
         blocks = phases.permute(0, 3, 5, 1, 2, 4).reshape(outputs, -1, high // 2, wide // 2)
         return _convolve(_space_to_depth(x), blocks, around)
     # With an odd padding, output phase a meets the taps of parity 1 - a.
-    blocks = (
-        phases.flip([3, 5]).permute(3, 5, 0, 1, 2, 4).reshape(-1, channels, high // 2, wide // 2)
-    )
-    return _depth_to_space(_convolve(x, blocks, around))
+    blocks = phases.flip([3, 5]).permute(0, 3, 5, 1, 2, 4)
+    blocks = blocks.reshape(-1, channels, high // 2, wide // 2)
+    return F.pixel_shuffle(_convolve(x, blocks, around), 2)
 
 
 def _merge(w: Tensor, f: Tensor, left: int, top: int) -> Tensor:
@@ -231,12 +222,4 @@ def _space_to_depth(x: Tensor) -> Tensor:
     count, channels, high, wide = x.shape
     x = x.permute(0, 2, 3, 1).reshape(count, high // 2, 2, wide // 2, 2, channels)
     x = x.permute(0, 1, 3, 2, 4, 5).reshape(count, high // 2, wide // 2, 4 * channels)
-    return x.permute(0, 3, 1, 2)
-
-
-def _depth_to_space(x: Tensor) -> Tensor:
-    """Undo `_space_to_depth`."""
-    count, channels, high, wide = x.shape
-    x = x.permute(0, 2, 3, 1).reshape(count, high, wide, 2, 2, channels // 4)
-    x = x.permute(0, 1, 3, 2, 4, 5).reshape(count, high * 2, wide * 2, channels // 4)
     return x.permute(0, 3, 1, 2)

@@ -149,12 +149,10 @@ def as_pair(value: Pair) -> tuple[int, int]:
 
 def as_padding(value: Pair) -> tuple[int, int, int, int]:
     """Return a padding as (left, right, top, bottom)."""
-    sides = [value] if isinstance(value, int) else list(value)
-    left, right, top, bottom = {
-        1: lambda: sides * 4,
-        2: lambda: [sides[0], sides[0], sides[1], sides[1]],
-        4: lambda: sides,
-    }[len(sides)]()
+    sides = [value] * 4 if isinstance(value, int) else list(value)
+    if len(sides) == 2:
+        sides = [sides[0], sides[0], sides[1], sides[1]]
+    left, right, top, bottom = sides
     return left, right, top, bottom
 
 

@@ -50,7 +50,12 @@ class Prior(Plugin):
         if self._conditions is None:
             raise ValueError("--prior: this training loop does not hand its labels to G and D")
         if run.resumed and (kept := beside(Path(run.resumed))):
-            self._conditions.refuse_other_backbone(kept, Path(run.resumed))
+            mine, theirs = self._conditions.meta, kept.meta
+            if mine["backbone_sha256"] != theirs["backbone_sha256"]:
+                raise ValueError(
+                    f"--prior: its features are of {mine['backbone']}, but {run.resumed} was "
+                    f"conditioned on those of {theirs['backbone']}; compute them with that backbone"
+                )
 
     def snapshot(self, path: Path) -> None:
         if self._conditions is not None:

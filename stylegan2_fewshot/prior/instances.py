@@ -48,14 +48,6 @@ class Instances:
         features = unit(features)
         return features if self.center is None else unit(features - self.center)
 
-    def refuse_other_backbone(self, other: Instances, path: Path) -> None:
-        """Raise ValueError unless `other`, of the network at `path`, is of the same backbone."""
-        if self.meta["backbone_sha256"] != other.meta["backbone_sha256"]:
-            raise ValueError(
-                f"--prior: its features are of {self.meta['backbone']}, but {path} was conditioned "
-                f"on those of {other.meta['backbone']}; compute them with that backbone"
-            )
-
 
 def unit(vectors: Tensor) -> Tensor:
     """Return vectors `[..., F]` scaled to length 1."""
