@@ -45,7 +45,7 @@ def assert_same_state(one, other):
 
 
 def final_state(run_dir):
-    state = checkpoint.load_newest(run_dir, CPU)
+    state = checkpoint.load_newest(run_dir)
     return {key: value for key, value in state.items() if value is not None}
 
 
@@ -193,9 +193,9 @@ def test_damaged_checkpoint_is_passed_over(tmp_path):
     for nimg in (1000, 2000):
         checkpoint.save(checkpoint.path_at(tmp_path, nimg), {"cur_nimg": nimg})
     checkpoint.path_at(tmp_path, 2000).write_bytes(b"damaged")
-    assert checkpoint.load_newest(tmp_path, CPU) == {"cur_nimg": 1000}
+    assert checkpoint.load_newest(tmp_path) == {"cur_nimg": 1000}
     checkpoint.path_at(tmp_path, 1000).unlink()
-    assert checkpoint.load_newest(tmp_path, CPU) is None
+    assert checkpoint.load_newest(tmp_path) is None
 
 
 def test_old_checkpoints_go(tmp_path):
@@ -328,6 +328,50 @@ def test_ranks_give_the_gradients_of_one(source, world):
     for rank in range(world):
         for mine, theirs in zip(alone, torch.load(source / f"{rank}.pt"), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_each_rank_goes_on_with_its_own_path_length(tiny_options, monkeypatch):
+    dataset = training_loop.ImageDataset(**tiny_options["dataset"])
+    state, _ = training_loop.construct(tiny_options, dataset, CPU)
+    state.loss.pl_mean.fill_(0.1)
+    monkeypatch.setattr(_dist, "gather", lambda value: [value, 0.7])
+    saved = state.tensors()
+    saved["pl_mean"] = saved["pl_mean"].clone()  # as a file would hold it
+    monkeypatch.setattr(_dist, "rank", lambda: 1)
+    for world, expected in ((2, 0.7), (4, 0.1)):
+        monkeypatch.setattr(_dist, "world_size", lambda world=world: world)
+        state.load(saved)
+        assert state.loss.pl_mean == torch.tensor(expected)
+    del saved["pl_means"]  # as older checkpoints are
+    state.load(saved)
+    assert state.loss.pl_mean == torch.tensor(0.1)
+
+
+def test_ranks_on_gpus_agree_to_stop(monkeypatch):
+    def refuse(tensor):
+        raise RuntimeError("No backend type associated with device type cpu")  # as NCCL does
+
+    def gather(values, value):
+        values[:] = [value, True]
+
+    monkeypatch.setattr(_dist.td, "is_initialized", lambda: True)
+    monkeypatch.setattr(_dist.td, "get_world_size", lambda: 2)
+    monkeypatch.setattr(_dist.td, "all_reduce", refuse)
+    monkeypatch.setattr(_dist.td, "all_gather_object", gather)
+    assert training_loop._any_rank(False)
+
+
+def test_interrupted_ranks_leave_together(tiny_options, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise Interrupted("stopped")
+
+    seen = []
+    monkeypatch.setattr("training.launch.train", interrupted)
+    monkeypatch.setattr(_dist, "shutdown", lambda: seen.append(sys.exc_info()[0]))
+    with pytest.raises(SystemExit) as ended:
+        launch(tiny_options, outdir=tmp_path, fresh=False, gpus=1)
+    assert ended.value.code == 130
+    assert seen == [None]  # else shutdown takes it for an error, and does not wait
 
 
 DYING = """

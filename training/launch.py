@@ -53,6 +53,7 @@ def _spawned(rank: int, gpus: int, options: Mapping[str, Any], outdir: Path, fre
 
 def _work(options: Mapping[str, Any], outdir: Path, fresh: bool) -> None:
     device = _dist.init(options["device"])
+    status = 0
     try:
         operations = backend.select(options["ops"], device)
         chosen = run_dirs.choose(outdir, options, fresh) if _dist.rank() == 0 else None
@@ -64,9 +65,11 @@ def _work(options: Mapping[str, Any], outdir: Path, fresh: bool) -> None:
     except Interrupted as reason:
         if _dist.rank() == 0:
             print(f"{reason}; the same command goes on from there", flush=True)
-        raise SystemExit(130) from None
+        status = 130
     finally:
         _dist.shutdown()
+    if status:  # only now: ranks that were interrupted leave together, too
+        raise SystemExit(status)
 
 
 def _free_port() -> int:

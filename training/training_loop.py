@@ -54,12 +54,13 @@ class State:
     trained: dict[str, list[nn.Parameter]] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Any]:
-        """Return the content of a checkpoint."""
+        """Return the content of a checkpoint; every rank has to call this."""
         parts = {"G": self.G, "D": self.D, "G_ema": self.G_ema, "plugins": self.plugins}
         return {
             **{name: part.state_dict() for name, part in parts.items()},
             **{f"{name}_opt": opt.state_dict() for name, opt in self.optimizers.items()},
             "pl_mean": self.loss.pl_mean,
+            "pl_means": _dist.gather(self.loss.pl_mean.item()),  # every rank has its own
             "cur_nimg": self.cur_nimg,
             "best": self.best,
             "snapshots_since_best": self.snapshots_since_best,
@@ -71,7 +72,9 @@ class State:
             getattr(self, name).load_state_dict(saved[name])
         for name, opt in self.optimizers.items():
             opt.load_state_dict(saved[f"{name}_opt"])
-        self.loss.pl_mean.copy_(saved["pl_mean"])
+        means = saved.get("pl_means", ())
+        own = means[_dist.rank()] if len(means) == _dist.world_size() else saved["pl_mean"].item()
+        self.loss.pl_mean.fill_(own)
         for name in ("cur_nimg", "best", "snapshots_since_best"):
             setattr(self, name, saved[name])
 
@@ -95,9 +98,10 @@ def train(options: Mapping[str, Any], run_dir: Path, device: torch.device) -> No
     """
     construction.set_up_torch(options)
     state, source = construct(options, ImageDataset(**options["dataset"]), device)
-    saved = checkpoint.load_newest(run_dir, device)
+    saved = checkpoint.load_newest(run_dir)
     if saved is not None:
         state.load(saved)
+    del saved  # it is as large as all networks
     log = run_log.RunLog(run_dir, state.cur_nimg)
     dataset = state.dataset
     log.say(construction.summary(options, dataset, state.G, state.D, source, state.cur_nimg))
@@ -363,9 +367,9 @@ class _Run:
                 state.plugins.snapshot(best)
 
     def _save_checkpoint(self) -> None:
+        content = self.state.tensors()
         if _dist.rank() == 0:
-            path = checkpoint.path_at(self.run_dir, self.state.cur_nimg)
-            checkpoint.save(path, self.state.tensors())
+            checkpoint.save(checkpoint.path_at(self.run_dir, self.state.cur_nimg), content)
         _dist.barrier()
 
     def _finish(self) -> None:
@@ -426,7 +430,7 @@ def _labels(dataset: ImageDataset, indices: Sequence[int]) -> Tensor:
 
 def _any_rank(value: bool) -> bool:
     """Return whether `value` holds on any rank."""
-    return bool(_dist.sum_(torch.tensor(float(value))).item()) if _dist.world_size() > 1 else value
+    return any(_dist.gather(value))
 
 
 @contextlib.contextmanager
