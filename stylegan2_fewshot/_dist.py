@@ -21,11 +21,20 @@ def init(device: str = "auto") -> torch.device:
 
     Returns:
         The device of this rank.
+
+    Raises:
+        ValueError: There are fewer GPUs than processes on this machine.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        number, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if number >= there:
+            raise ValueError(
+                f"--device=cuda: process {number + 1} needs a GPU of its own, but PyTorch finds "
+                f"{there}; start fewer processes, or give --device=cpu"
+            )
+        torch.cuda.set_device(number)
         device = f"cuda:{torch.cuda.current_device()}"
     else:
         _keep_freed_memory()

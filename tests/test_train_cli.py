@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -122,6 +123,7 @@ def test_methods_and_name(dry_run):
     assert list(options["plugins"]) == ["apa", "lecam"]
     assert options["plugins"]["apa"]["target"] == 0.8
     assert options["resume"] == "x.pkl" and options["ema_rampup"] is None
+    assert dry_run("--gamma=0")["name"] == "data64-auto1-gamma0"
 
 
 def test_world_size_of_torchrun_counts(dry_run, monkeypatch):
@@ -174,6 +176,15 @@ def test_launch_gets_the_options(data, monkeypatch, tmp_path):
     ((options, kwargs),) = calls
     assert kwargs == {"outdir": tmp_path, "fresh": True, "gpus": 2}
     assert options["metrics"] == [] and options == json.loads(json.dumps(options))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_refused_before_a_run_directory_is_made(data, tmp_path):
+    args = [f"--outdir={tmp_path}", f"--data={data()}", "--metrics=none", "--device=cuda"]
+    result = CliRunner().invoke(train.main, args)
+    assert result.exit_code == 2 and not list(tmp_path.iterdir())
+    message = "Error: --device=cuda: process 1 needs a GPU of its own, but PyTorch finds 0; start"
+    assert result.output.startswith(message)
 
 
 def test_kernels_without_a_gpu_are_refused_before_a_run_directory_is_made(data, tmp_path):

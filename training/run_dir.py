@@ -30,7 +30,7 @@ def name_of(
     words += [f"subset{given['subset']}"] if given.get("subset") else []
     words += ["mirror"] if options["dataset"]["xflip"] else []
     words += [cfg]
-    words += [f"{key}{given[key]:g}" for key in ("gamma", "kimg", "batch") if given.get(key)]
+    words += [f"{key}{given[key]:g}" for key in ("gamma", "kimg", "batch") if key in given]
     words += plugin_options.describe(plugins)
     words += [f"resume{_short(options['resume'])}"] if options["resume"] else []
     return "-".join(words)
