@@ -233,6 +233,24 @@ def test_contradicting_the_source_is_refused(uninterrupted, tiny_options):
         training_loop.construct(options, dataset, CPU)
 
 
+@pytest.mark.parametrize(
+    ("place", "entry", "words"),
+    [
+        ("D.architecture", {"architecture": "orig"}, "D.architecture=resnet, not orig"),
+        ("D.epilogue_kwargs.mbstd_group_size", {}, "mbstd_group_size=4, not 2"),
+    ],
+)
+def test_defaults_of_the_source_contradict_too(tiny_options, tmp_path, place, entry, words):
+    G, D = two_networks()
+    D = networks.Discriminator(0, 16, 3, channel_base=128, channel_max=8)
+    pickles.save(tmp_path / "source.pkl", G=G, D=D, G_ema=G)
+    options = {**tiny_options, "resume": str(tmp_path / "source.pkl"), "explicit": {place: "--x"}}
+    options["D"] = {**options["D"], **entry}
+    dataset = training_loop.ImageDataset(**options["dataset"])
+    with pytest.raises(ValueError, match=words):
+        training_loop.construct(options, dataset, CPU)
+
+
 def test_frozen_parameters_are_not_trained(tiny_options, tmp_path):
     options = {**tiny_options, "plugins": {"freezed": {"freezed": 2}}}
     dataset = training_loop.ImageDataset(**options["dataset"])
