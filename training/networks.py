@@ -208,6 +208,11 @@ class MappingNetwork(Network):
         ws = x[:, None].repeat(1, self.num_ws, 1)
         if truncation_psi == 1:
             return ws
+        if not hasattr(self, "w_avg"):
+            raise ValueError(
+                "truncation_psi must be 1 for a network without a mean of w (w_avg_beta None), "
+                f"got {truncation_psi}"
+            )
         near = self.w_avg.lerp(ws[:, :truncation_cutoff], truncation_psi)
         return (
             near if truncation_cutoff is None else torch.cat([near, ws[:, truncation_cutoff:]], 1)
