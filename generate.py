@@ -261,7 +261,7 @@ def main(
     kept = []
     with torch.no_grad():
         for name, img in made:
-            grids.save_grid(outdir / f"{name}.png", img, columns=len(img))
+            grids.save_png(outdir / f"{name}.png", grids.grid(img, columns=len(img)))
             kept += [img.cpu()] if grid else []
         if routes_grid:
             rows = list(through_routes(G, seeds, of_seed, **options))
