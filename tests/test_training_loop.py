@@ -392,6 +392,27 @@ def test_interrupted_ranks_leave_together(tiny_options, tmp_path, monkeypatch):
     assert seen == [None]  # else shutdown takes it for an error, and does not wait
 
 
+def test_ctrl_c_is_for_the_ranks_to_answer(tiny_options, tmp_path, monkeypatch):
+    def spawn(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with pytest.raises(BaseException) as ended:  # else KeyboardInterrupt, and "Aborted!"
+        launch(tiny_options, outdir=tmp_path, fresh=False, gpus=2)
+    assert isinstance(ended.value, SystemExit) and ended.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_processes_that_load_images_leave_signals_to_the_loop(capfd):
+    with training_loop._stop_requests() as stop:
+        if (child := os.fork()) == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(len(stop))
+        assert os.waitpid(child, 0)[1] == 0
+    assert "Saving" not in capfd.readouterr().out
+
+
 DYING = """
 import os, sys
 from pathlib import Path

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import json
+import os
 import shutil
 import signal
 import time
@@ -431,8 +432,11 @@ def _any_rank(value: bool) -> bool:
 def _stop_requests() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM; the second one takes its usual course at once."""
     received: list[int] = []
+    owner = os.getpid()
 
     def note(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a process that loads images, and ends with the loop
+            return
         received.append(number)
         for kind in previous:
             signal.signal(kind, signal.SIG_DFL)
