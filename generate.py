@@ -21,6 +21,16 @@ class UserError(click.ClickException):
     exit_code = 2
 
 
+class Command(click.Command):
+    """A command whose user's mistakes, and the disk's, end in one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:
+            raise UserError(str(error)) from error
+
+
 def parse_seeds(context: click.Context, option: click.Parameter, text: str | None) -> list[int]:
     """Turn `0-3,40` into `[0, 1, 2, 3, 40]`; nothing given is an empty list."""
     seeds: list[int] = []
@@ -109,10 +119,7 @@ def chosen_route(G: Any, text: str) -> dict[str, Any]:
     """Return what gives G the route that `--route=text` names; nothing if it follows from z."""
     from stylegan2_fewshot.filter_bank import parse_route
 
-    try:
-        return {} if text == "random" else {"route": parse_route(text, G)}
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return {} if text == "random" else {"route": parse_route(text, G)}
 
 
 def through_routes(
@@ -124,8 +131,6 @@ def through_routes(
     from stylegan2_fewshot.filter_bank import held
 
     routes = held(G, torch.cat([latent(G, seed) for seed in range(COLUMNS)]))
-    if not routes:
-        raise UserError("--routes-grid: the network has no filter banks; leave it out")
     for seed in seeds:
         z = latent(G, seed).expand(COLUMNS, -1)
         c = labels(seed)[:1].to(z.device).expand(COLUMNS, -1)
@@ -175,7 +180,7 @@ def rows_of(seeds: list[int], images: list[Tensor]) -> Iterator[tuple[str, Tenso
         yield label, torch.cat(images[start : start + COLUMNS])
 
 
-@click.command(help=__doc__)
+@click.command(cls=Command, help=__doc__)
 @click.option("--network", required=True, help="Network pickle: path, URL or short name")
 @click.option("--seeds", callback=parse_seeds, help="Seeds, such as 0-35,40")
 @click.option("--trunc", type=float, default=1, show_default=True, help="Truncation psi")
@@ -236,9 +241,12 @@ def main(
         raise UserError("give only one of --class, --prior-sample, --prior-image and --prior-mix")
     import torch
 
+    from stylegan2_fewshot.filter_bank import banks_of
     from training import grids
 
     G = load_generator(network)
+    if routes_grid and not banks_of(G):
+        raise UserError("--routes-grid: the network has no filter banks; leave it out")
     options = {"noise_mode": noise_mode, **chosen_route(G, route)}
     if projected_w:
         made = from_ws(G, load_ws(G, projected_w), **options)
@@ -253,7 +261,7 @@ def main(
     kept = []
     with torch.no_grad():
         for name, img in made:
-            grids.save_grid(outdir / f"{name}.png", img, columns=len(img))
+            grids.save_png(outdir / f"{name}.png", grids.grid(img, columns=len(img)))
             kept += [img.cpu()] if grid else []
         if routes_grid:
             rows = list(through_routes(G, seeds, of_seed, **options))

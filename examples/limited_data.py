@@ -157,7 +157,7 @@ def _seen_and_unseen(run_dir: Path) -> tuple[Tensor, ...]:
     dataset, everything = (
         ImageDataset(**{**options, "max_size": n}) for n in (options["max_size"], None)
     )
-    chosen = {dataset.get_details(i).raw_idx for i in range(len(dataset))}
+    chosen = {dataset.locate(i)[0] for i in range(len(dataset))}
     order = np.random.RandomState(0).permutation(len(everything))
     parts = [[i for i in order if (i in chosen) == wanted] for wanted in (True, False)]
     size = min(map(len, parts)) // GROUP * GROUP

@@ -23,16 +23,16 @@ def init(device: str = "auto") -> torch.device:
         The device of this rank.
 
     Raises:
-        ValueError: This rank's GPU is not there.
+        ValueError: There are fewer GPUs than processes on this machine.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
-        number, found = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-        if number >= found:
+        number, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if number >= there:
             raise ValueError(
-                f"--device=cuda: PyTorch finds {found} GPUs here, and process {number + 1} of this "
-                "machine needs one of its own; start fewer processes, or use --device=cpu"
+                f"--device=cuda: process {number + 1} needs a GPU of its own, but PyTorch finds "
+                f"{there}; start fewer processes, or give --device=cpu"
             )
         torch.cuda.set_device(number)
         device = f"cuda:{number}"

@@ -26,7 +26,7 @@ from stylegan2_fewshot.filter_bank import (
     without_banks,
 )
 from stylegan2_fewshot.loss import StyleGAN2Loss
-from training import networks, pickles, training_loop
+from training import convert, networks, pickles, training_loop
 from training.dataset import ImageDataset
 from training.training_loop import train
 
@@ -304,6 +304,24 @@ def test_a_pickle_keeps_banks(banked_file):
     assert banks_of(loaded) == banks_of(G) == {"size": 4, "layers": LAYERS}
 
 
+@pytest.mark.parametrize("suffix", [".pkl", ".safetensors"])
+def test_conversions_keep_banks(banked_file, tmp_path, suffix):
+    other = tmp_path / f"other{suffix}"
+    result = CliRunner().invoke(convert.main, [str(banked_file), str(other)])
+    assert result.exit_code == 0, result.output
+    wanted, found = (pickles.load(path).G_ema for path in (banked_file, other))
+    assert banks_of(found) == banks_of(wanted)
+    assert torch.equal(images(found, latents(3)), images(wanted, latents(3)))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".onnx"])
+def test_formats_without_banks_refuse_them(banked_file, tmp_path, suffix):
+    result = CliRunner().invoke(convert.main, [str(banked_file), str(tmp_path / f"other{suffix}")])
+    assert result.exit_code == 2 and result.output.count("\n") == 1
+    assert "holds no filter banks; make an ordinary network of one route first" in result.output
+    assert not list(tmp_path.glob("other*"))
+
+
 def test_other_readers_get_one_plain_line(banked_file, monkeypatch):
     written = []
     monkeypatch.setattr(pickles, "_body", lambda value: written.append(value) or b"")
@@ -394,3 +412,4 @@ def test_generate_without_banks_refuses_routes(tmp_path):
         arguments = [f"--network={tmp_path / 'x.pkl'}", "--seeds=1", option]
         done = CliRunner().invoke(generate.main, [*arguments, f"--outdir={tmp_path / 'out'}"])
         assert done.exit_code == 2 and "has no filter banks; leave it out" in done.output
+        assert not (tmp_path / "out").exists()

@@ -61,7 +61,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_items_are_the_pixels_in_order_of_names(place: Path) -> None:
     data = ImageDataset(write(place, FILES))
-    assert data.name == "set"
     assert data.file_names == ORDER
     assert data.image_shape == [3, 8, 8]
     for index, seed in enumerate([0, 2, 4, 1, 3]):
@@ -106,9 +105,8 @@ def test_mirror_appends_flipped_copies(place: Path) -> None:
     assert len(data) == 10
     for index in range(5):
         np.testing.assert_array_equal(data[index + 5][0], data[index][0][:, :, ::-1])
-        details = data.get_details(index + 5)
-        assert (details.raw_idx, details.xflip) == (index, True)
-        assert not data.get_details(index).xflip
+        assert data.locate(index + 5) == (index, True)
+        assert data.locate(index) == (index, False)
 
 
 def test_subset_is_the_seeds_choice(place: Path) -> None:
@@ -116,7 +114,7 @@ def test_subset_is_the_seeds_choice(place: Path) -> None:
     shuffled = np.arange(5)
     np.random.RandomState(7).shuffle(shuffled)
     data = ImageDataset(place, max_size=3, seed=7)
-    assert [data.get_details(i).raw_idx for i in range(3)] == sorted(shuffled[:3])
+    assert [data.locate(i)[0] for i in range(3)] == sorted(shuffled[:3])
     assert len(ImageDataset(place, max_size=9)) == 5
     assert len(ImageDataset(place, max_size=3, xflip=True)) == 6
     with pytest.raises(ValueError, match="max_size must be at least 1, got 0"):
@@ -156,9 +154,8 @@ def test_hidden_files_are_passed_over(place: Path) -> None:
 def test_classes_become_one_hot(place: Path) -> None:
     write(place, with_labels([[name, i % 3] for i, name in enumerate(ORDER)]))
     data = ImageDataset(place, use_labels=True, xflip=True)
-    assert data.has_labels
     assert data.has_onehot_labels
-    assert data.label_shape == [3]
+    assert data.label_dim == 3
     np.testing.assert_array_equal(data.get_label(4), [0, 1, 0])
     np.testing.assert_array_equal(data[9][1], [0, 1, 0])
     assert data.get_label(0).dtype == np.float32

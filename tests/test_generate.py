@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,11 @@ from training import grids, pickles
 from training.networks import Discriminator, Generator
 
 
-def build(path: Path, c_dim: int = 0, channels: int = 3) -> Path:
+def build(path: Path, c_dim: int = 0, channels: int = 3, **mapping: Any) -> Path:
     torch.manual_seed(0)
     shape = {"c_dim": c_dim, "img_resolution": 16, "img_channels": channels}
     widths = {"channel_base": 128, "channel_max": 8}
-    small = {"mapping_kwargs": {"num_layers": 2}, "synthesis_kwargs": widths}
+    small = {"mapping_kwargs": {"num_layers": 2, **mapping}, "synthesis_kwargs": widths}
     G = Generator(z_dim=8, w_dim=8, **shape, **small)
     for name, parameter in G.named_parameters():
         if name.endswith("noise_strength"):  # starts at 0, where the noise mode changes nothing
@@ -152,6 +153,19 @@ def test_bad_networks(tmp_path: Path) -> None:
     (tmp_path / "junk.pkl").write_bytes(b"junk")
     assert_one_line(run("--network", tmp_path / "junk.pkl", *options), "--network: ")
     assert_one_line(run("--network", tmp_path, *options), "--network: ")
+
+
+def test_truncation_needs_a_mean(tmp_path: Path) -> None:
+    options = ("--network", build(tmp_path / "net.pkl", w_avg_beta=None), "--seeds", 0)
+    assert run(*options, "--outdir", tmp_path).exit_code == 0
+    result = run(*options, "--outdir", tmp_path, "--trunc", 0.7)
+    assert_one_line(result, "truncation_psi must be 1 for a network without a mean of w")
+
+
+def test_a_folder_that_cannot_be_made(network: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run("--network", network, "--seeds", 0, "--outdir", tmp_path / "file" / "out")
+    assert_one_line(result, "[Errno 20]")
 
 
 def test_bad_classes(network: Path, conditional: Path, tmp_path: Path) -> None:

@@ -198,8 +198,8 @@ def test_labels_are_the_conditions_of_each_image_in_use(features, tiny_data):
     labelled = Prior(prior=str(features)).condition(dataset)
     assert labelled.label_dim == DIM and dataset.label_dim == 0 and len(labelled) == 6
     for index in range(6):
-        details = labelled.get_details(index)
-        expected = vectors[int(details.xflip), details.raw_idx].numpy()
+        raw_idx, flipped = labelled.locate(index)
+        expected = vectors[int(flipped), raw_idx].numpy()
         np.testing.assert_array_equal(labelled[index][1], expected)
 
 

@@ -123,6 +123,7 @@ def test_methods_and_name(dry_run):
     assert list(options["plugins"]) == ["apa", "lecam"]
     assert options["plugins"]["apa"]["target"] == 0.8
     assert options["resume"] == "x.pkl" and options["ema_rampup"] is None
+    assert dry_run("--gamma=0")["name"] == "data64-auto1-gamma0"
 
 
 def test_world_size_of_torchrun_counts(dry_run, monkeypatch):
@@ -191,8 +192,9 @@ def test_a_process_without_a_gpu_is_a_mistake_of_one_line(data, tmp_path, monkey
     monkeypatch.setenv("LOCAL_RANK", "2")
     args = [f"--outdir={tmp_path}", f"--data={data()}", "--metrics=none", "--device=cuda"]
     result = CliRunner().invoke(train.main, args)
-    assert result.exit_code == 2
-    assert result.output.startswith(f"Error: --device=cuda: PyTorch finds {gpus} GPUs here, and")
+    assert result.exit_code == 2 and not list(tmp_path.iterdir())
+    needed = f"process 3 needs a GPU of its own, but PyTorch finds {gpus}; start fewer"
+    assert result.output.startswith(f"Error: --device=cuda: {needed}")
 
 
 @pytest.mark.parametrize("cfg", presets.NAMES)

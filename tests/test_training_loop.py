@@ -45,7 +45,7 @@ def assert_same_state(one, other):
 
 
 def final_state(run_dir):
-    state = checkpoint.load_newest(run_dir, CPU)
+    state = checkpoint.load_newest(run_dir)
     return {key: value for key, value in state.items() if value is not None}
 
 
@@ -193,9 +193,9 @@ def test_damaged_checkpoint_is_passed_over(tmp_path):
     for nimg in (1000, 2000):
         checkpoint.save(checkpoint.path_at(tmp_path, nimg), {"cur_nimg": nimg})
     checkpoint.path_at(tmp_path, 2000).write_bytes(b"damaged")
-    assert checkpoint.load_newest(tmp_path, CPU) == {"cur_nimg": 1000}
+    assert checkpoint.load_newest(tmp_path) == {"cur_nimg": 1000}
     checkpoint.path_at(tmp_path, 1000).unlink()
-    assert checkpoint.load_newest(tmp_path, CPU) is None
+    assert checkpoint.load_newest(tmp_path) is None
 
 
 def test_old_checkpoints_go(tmp_path):
@@ -230,6 +230,24 @@ def test_contradicting_the_source_is_refused(uninterrupted, tiny_options):
     options["G"] = {**options["G"], "z_dim": 9}
     dataset = training_loop.ImageDataset(**options["dataset"])
     with pytest.raises(ValueError, match=r"--zdim=9: .* has G\.z_dim=8, not 9"):
+        training_loop.construct(options, dataset, CPU)
+
+
+@pytest.mark.parametrize(
+    ("place", "entry", "words"),
+    [
+        ("D.architecture", {"architecture": "orig"}, "D.architecture=resnet, not orig"),
+        ("D.epilogue_kwargs.mbstd_group_size", {}, "mbstd_group_size=4, not 2"),
+    ],
+)
+def test_defaults_of_the_source_contradict_too(tiny_options, tmp_path, place, entry, words):
+    G, D = two_networks()
+    D = networks.Discriminator(0, 16, 3, channel_base=128, channel_max=8)
+    pickles.save(tmp_path / "source.pkl", G=G, D=D, G_ema=G)
+    options = {**tiny_options, "resume": str(tmp_path / "source.pkl"), "explicit": {place: "--x"}}
+    options["D"] = {**options["D"], **entry}
+    dataset = training_loop.ImageDataset(**options["dataset"])
+    with pytest.raises(ValueError, match=words):
         training_loop.construct(options, dataset, CPU)
 
 
@@ -328,6 +346,71 @@ def test_ranks_give_the_gradients_of_one(source, world):
     for rank in range(world):
         for mine, theirs in zip(alone, torch.load(source / f"{rank}.pt"), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_each_rank_goes_on_with_its_own_path_length(tiny_options, monkeypatch):
+    dataset = training_loop.ImageDataset(**tiny_options["dataset"])
+    state, _ = training_loop.construct(tiny_options, dataset, CPU)
+    state.loss.pl_mean.fill_(0.1)
+    monkeypatch.setattr(_dist, "gather", lambda value: [value, 0.7])
+    saved = state.tensors()
+    saved["pl_mean"] = saved["pl_mean"].clone()  # as a file would hold it
+    monkeypatch.setattr(_dist, "rank", lambda: 1)
+    for world, expected in ((2, 0.7), (4, 0.1)):
+        monkeypatch.setattr(_dist, "world_size", lambda world=world: world)
+        state.load(saved)
+        assert state.loss.pl_mean == torch.tensor(expected)
+    del saved["pl_means"]  # as older checkpoints are
+    state.load(saved)
+    assert state.loss.pl_mean == torch.tensor(0.1)
+
+
+def test_ranks_on_gpus_agree_to_stop(monkeypatch):
+    def refuse(tensor):
+        raise RuntimeError("No backend type associated with device type cpu")  # as NCCL does
+
+    def gather(values, value):
+        values[:] = [value, True]
+
+    monkeypatch.setattr(_dist.td, "is_initialized", lambda: True)
+    monkeypatch.setattr(_dist.td, "get_world_size", lambda: 2)
+    monkeypatch.setattr(_dist.td, "all_reduce", refuse)
+    monkeypatch.setattr(_dist.td, "all_gather_object", gather)
+    assert training_loop._any_rank(False)
+
+
+def test_interrupted_ranks_leave_together(tiny_options, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise Interrupted("stopped")
+
+    seen = []
+    monkeypatch.setattr("training.launch.train", interrupted)
+    monkeypatch.setattr(_dist, "shutdown", lambda: seen.append(sys.exc_info()[0]))
+    with pytest.raises(SystemExit) as ended:
+        launch(tiny_options, outdir=tmp_path, fresh=False, gpus=1)
+    assert ended.value.code == 130
+    assert seen == [None]  # else shutdown takes it for an error, and does not wait
+
+
+def test_ctrl_c_is_for_the_ranks_to_answer(tiny_options, tmp_path, monkeypatch):
+    def spawn(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with pytest.raises(BaseException) as ended:  # else KeyboardInterrupt, and "Aborted!"
+        launch(tiny_options, outdir=tmp_path, fresh=False, gpus=2)
+    assert isinstance(ended.value, SystemExit) and ended.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_processes_that_load_images_leave_signals_to_the_loop(capfd):
+    with training_loop._stop_requests() as stop:
+        if (child := os.fork()) == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(len(stop))
+        assert os.waitpid(child, 0)[1] == 0
+    assert "Saving" not in capfd.readouterr().out
 
 
 DYING = """

@@ -32,14 +32,15 @@ def save(path: Path, state: dict[str, Any]) -> None:
         old.unlink()
 
 
-def load_newest(run_dir: Path, device: torch.device) -> dict[str, Any] | None:
+def load_newest(run_dir: Path) -> dict[str, Any] | None:
     """Return the newest readable checkpoint's content, or None where there is none.
 
-    Nothing but tensors and plain containers is ever constructed.
+    Nothing but tensors and plain containers is ever constructed, and all on the CPU: beside the
+    networks, a GPU may have no room for them, and Adam counts its steps faster there.
     """
     for path in reversed(all_of(run_dir)):
         try:
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises a dozen kinds for a damaged file
             print(f"{path} cannot be read ({type(error).__name__}); trying the one before it")
         else:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +19,11 @@ from . import pickles, sources
 from .dataset import ImageDataset
 from .widening import widened
 
+_PARTS = {
+    "mapping_kwargs": nets.MappingNetwork,
+    "synthesis_kwargs": nets.SynthesisNetwork,
+    "epilogue_kwargs": nets.DiscriminatorEpilogue,
+}
 Pair = tuple[nn.Module, nn.Module]
 
 
@@ -83,20 +91,20 @@ def _refuse_contradiction(options: Mapping[str, Any], key: str, net: nn.Module) 
         owner, *path = place.split(".")
         if owner != key:
             continue
-        wanted, have = _at(options[key], path), _at(net.init_kwargs, path)
-        if have is not None and wanted != have:
+        wanted = functools.reduce(operator.getitem, path, options[key])
+        if wanted != (have := _argument(net, path)):
             raise ValueError(
                 f"{option}: the network of --resume={options['resume']} has {place}={have}, not "
                 f"{wanted}; leave the option out, since the architecture comes from the network"
             )
 
 
-def _at(kwargs: Mapping[str, Any], path: list[str]) -> Any:
-    """Return what lies at a path of keys, or None."""
-    found: Any = kwargs
-    for key in path:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
+def _argument(net: nn.Module, path: list[str]) -> Any:
+    """Return what a network, or a part of it, was constructed with, be it by default."""
+    *part, name = path
+    cls: Any = _PARTS[part[0]] if part else type(net)
+    kwargs = net.init_kwargs.get(part[0]) or {} if part else net.init_kwargs
+    return kwargs.get(name, inspect.signature(cls).parameters[name].default)
 
 
 def summary(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from stylegan2_fewshot.filter_bank import banks_of
 from stylegan2_fewshot.options import Command
 
 from . import pickles
@@ -64,7 +65,13 @@ def main(source: str, target: Path) -> None:
     """
     if target.suffix not in WRITERS:
         raise ValueError(f"OUT={target}: its suffix must be one of {', '.join(WRITERS)}")
-    written = WRITERS[target.suffix](target, pickles.load(source))
+    nets = pickles.load(source)
+    if target.suffix in (".pt", ".onnx") and banks_of(nets.G_ema):
+        raise ValueError(
+            f"OUT={target}: holds no filter banks; make an ordinary network of one route first: "
+            f"python -m stylegan2_fewshot.bank_export {source} ROUTE.pkl --route=mean"
+        )
+    written = WRITERS[target.suffix](target, nets)
     click.echo(f"{target}: {written}")
 
 

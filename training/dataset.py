@@ -10,9 +10,9 @@ import itertools
 import json
 import math
 import os
+import re
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,21 +26,6 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 IN_MEMORY_BYTES = 256 * 2**20
 _ENDINGS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
-
-
-@dataclass(frozen=True)
-class Details:
-    """Where an item comes from.
-
-    Attributes:
-        raw_idx: Position of its file in the sorted list of all files.
-        xflip: Whether the image is mirrored.
-        raw_label: The label as in dataset.json: an int64 class or a float32 vector.
-    """
-
-    raw_idx: int
-    xflip: bool
-    raw_label: np.ndarray
 
 
 class ImageDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
@@ -73,7 +58,6 @@ class ImageDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         seed: int = 0,
     ) -> None:
         self.path = str(path)
-        self.name = Path(path).stem
         self.xflip = xflip
         self._source = _open_source(Path(path))
         self.file_names = _image_names(self._source.names())
@@ -89,11 +73,11 @@ class ImageDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         return len(self._chosen) * (2 if self.xflip else 1)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        flipped, position = self._locate(index)
+        raw_idx, flipped = self.locate(index)
         if self._decoded is None:
-            image = self._read(self._chosen[position])
+            image = self._read(raw_idx)
         else:
-            image = self._decoded[position]
+            image = self._decoded[index % len(self._chosen)]
         return (image[:, :, ::-1] if flipped else image).copy(), self.get_label(index)
 
     @property
@@ -110,10 +94,6 @@ class ImageDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         return [self.num_channels, self.resolution, self.resolution]
 
     @property
-    def has_labels(self) -> bool:
-        return self._labels is not None
-
-    @property
     def has_onehot_labels(self) -> bool:
         return self._labels is not None and self._labels.dtype == np.int64
 
@@ -123,24 +103,20 @@ class ImageDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
             return 0
         return int(self._labels.max() + 1 if self.has_onehot_labels else self._labels.shape[2])
 
-    @property
-    def label_shape(self) -> list[int]:
-        return [self.label_dim]
-
     def get_label(self, index: int) -> np.ndarray:
         """Return the label of an item, float32 `[label_dim]`; a class becomes a one-hot vector."""
-        raw_label = self.get_details(index).raw_label
+        if self._labels is None:
+            return np.zeros(0, np.float32)
+        raw_idx, flipped = self.locate(index)
+        label = self._labels[int(flipped), raw_idx]
         if not self.has_onehot_labels:
-            return raw_label.copy()
-        return (np.arange(self.label_dim) == raw_label).astype(np.float32)
+            return label.copy()
+        return (np.arange(self.label_dim) == label).astype(np.float32)
 
-    def get_details(self, index: int) -> Details:
-        """Return which file an item comes from, whether it is mirrored, and its label as given."""
-        flipped, position = self._locate(index)
-        raw_idx = self._chosen[position]
-        empty = np.zeros(0, np.float32)
-        raw_label = empty if self._labels is None else self._labels[int(flipped), raw_idx]
-        return Details(int(raw_idx), flipped, np.asarray(raw_label))
+    def locate(self, index: int) -> tuple[int, bool]:
+        """Return which of `file_names` an item comes from, and whether it is mirrored."""
+        repeat, position = divmod(range(len(self))[index], len(self._chosen))
+        return int(self._chosen[position]), bool(repeat)
 
     def with_labels(self, labels: np.ndarray) -> ImageDataset:
         """Return the same images with other labels.
@@ -160,10 +136,6 @@ class ImageDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
             name = self.file_names[raw_idx]
             with self._source.open(name) as stream:
                 yield name, stream.read()
-
-    def _locate(self, index: int) -> tuple[bool, int]:
-        repeat, position = divmod(range(len(self))[index], len(self._chosen))
-        return bool(repeat), position
 
     def _scan(self) -> tuple[str, int]:
         first_name = self.file_names[0]
@@ -320,12 +292,9 @@ def _open_source(path: Path) -> _Folder | _Zip:
 
 
 def _image_names(names: list[str]) -> list[str]:
-    visible = (name for name in names if not any(map(_is_hidden, name.split("/"))))
-    return sorted(name for name in visible if Path(name).suffix.lower() in SUFFIXES)
-
-
-def _is_hidden(part: str) -> bool:
-    return part.startswith((".", "__MACOSX"))
+    hidden = re.compile(r"(^|/)(\.|__MACOSX)")
+    found = (name for name in names if Path(name).suffix.lower() in SUFFIXES)
+    return sorted(name for name in found if not hidden.search(name))
 
 
 def _mode_of(image: Image.Image) -> str:

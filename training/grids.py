@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from stylegan2_fewshot.files import replacing
+
 GAP = 8  # pixels between a label and its row, and around labels
 
 
@@ -18,60 +20,41 @@ def to_pixels(images: torch.Tensor) -> np.ndarray:
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def to_pil(pixels: np.ndarray) -> Image.Image:
-    """Turn uint8 `[H, W, C]` with 1, 3 or 4 channels into a grey, RGB or RGBA picture."""
-    channels = pixels.shape[2]
-    if channels not in (1, 3, 4):
-        raise ValueError(f"images must have 1, 3 or 4 channels, got {channels}")
-    return Image.fromarray(pixels.squeeze(2) if channels == 1 else pixels)
-
-
 def grid(images: torch.Tensor, columns: int | None = None) -> Image.Image:
     """Lay images `[N, C, H, W]` in [-1, 1] out row by row; a last row that is short ends in white.
 
     Args:
-        images: At least one image.
+        images: At least one image, of 1, 3 or 4 channels: grey, RGB or RGBA.
         columns: Images per row; by default as many as make the grid about square.
     """
     pixels = to_pixels(images)
     count, height, width, channels = pixels.shape
+    if channels not in (1, 3, 4):
+        raise ValueError(f"images must have 1, 3 or 4 channels, got {channels}")
     columns = columns or int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
     cells = np.full((rows * columns, height, width, channels), 255, np.uint8)
     cells[:count] = pixels
     cells = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    return to_pil(cells.reshape(rows * height, columns * width, channels))
-
-
-def save_grid(
-    path: str | os.PathLike[str], images: torch.Tensor, columns: int | None = None
-) -> None:
-    """Write `grid(images, columns)` as a PNG."""
-    save_png(path, grid(images, columns))
+    cells = cells.reshape(rows * height, columns * width, channels)
+    return Image.fromarray(cells.squeeze(2) if channels == 1 else cells)
 
 
 def save_png(path: str | os.PathLike[str], picture: Image.Image) -> None:
     """Write a PNG that is complete or absent, never half."""
-    part = f"{os.fspath(path)}.part"
-    with open(part, "wb") as stream:
+    with replacing(path) as stream:
         picture.save(stream, "png")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, path)
 
 
-def labelled_rows(
-    rows: Sequence[tuple[str, torch.Tensor]], *, font_size: int | None = None
-) -> Image.Image:
+def labelled_rows(rows: Sequence[tuple[str, torch.Tensor]]) -> Image.Image:
     """Draw one row of images per label, with the label to its left, on white.
 
     Args:
         rows: Labels and their images `[N, C, H, W]` in [-1, 1]; N may differ by row.
-        font_size: Height of the text in pixels; by default it follows the height of the images.
     """
     pictures = [grid(images, len(images)).convert("RGBA") for _, images in rows]
     height = max(picture.height for picture in pictures)
-    font = ImageFont.load_default(font_size or min(max(height // 5, 12), 32))
+    font = ImageFont.load_default(min(max(height // 5, 12), 32))
     left = max(round(font.getlength(label)) for label, _ in rows) + 2 * GAP
     width = left + max(picture.width for picture in pictures)
     canvas = Image.new("RGB", (width, sum(p.height + GAP for p in pictures) + GAP), "white")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping
@@ -33,10 +34,16 @@ def launch(options: Mapping[str, Any], *, outdir: Path, fresh: bool, gpus: int) 
         return
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    interrupted: list[int] = []  # Ctrl-C reaches the ranks as well: wait until they have saved
+    before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
     try:  # a process that fails ends the others
         torch.multiprocessing.spawn(_spawned, args=(gpus, options, outdir, fresh), nprocs=gpus)
     except torch.multiprocessing.ProcessExitedException as ended:
-        raise SystemExit(ended.exit_code) from None
+        raise SystemExit(130 if interrupted else ended.exit_code) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted:
+        raise SystemExit(130)
 
 
 def _spawned(rank: int, gpus: int, options: Mapping[str, Any], outdir: Path, fresh: bool) -> None:
@@ -53,6 +60,7 @@ def _spawned(rank: int, gpus: int, options: Mapping[str, Any], outdir: Path, fre
 
 def _work(options: Mapping[str, Any], outdir: Path, fresh: bool) -> None:
     device = _dist.init(options["device"])
+    status = 0
     try:
         operations = backend.select(options["ops"], device)
         chosen = run_dirs.choose(outdir, options, fresh) if _dist.rank() == 0 else None
@@ -64,9 +72,11 @@ def _work(options: Mapping[str, Any], outdir: Path, fresh: bool) -> None:
     except Interrupted as reason:
         if _dist.rank() == 0:
             print(f"{reason}; the same command goes on from there", flush=True)
-        raise SystemExit(130) from None
+        status = 130
     finally:
         _dist.shutdown()
+    if status:  # only now: ranks that were interrupted leave together, too
+        raise SystemExit(status)
 
 
 def _free_port() -> int:

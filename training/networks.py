@@ -74,6 +74,20 @@ def _is_reduced(resolution: int, img_resolution: int, num_fp16_res: int) -> bool
     return resolution >= 8 and resolution * 2**num_fp16_res > img_resolution
 
 
+def _drawn(outputs: int, inputs: int, kernel_size: int, channels_last: bool) -> Tensor:
+    """Draw the weight `[outputs, inputs, k, k]` of a convolution."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.randn(outputs, inputs, kernel_size, kernel_size).to(memory_format=layout)
+
+
+def _activated(layer: Any, x: Tensor, gain: float) -> Tensor:
+    """Return what a convolution's bias, activation and clamp make of its output."""
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+    clamp = None if layer.conv_clamp is None else layer.conv_clamp * gain
+    gain = ACTIVATIONS[layer.activation].gain * gain
+    return bias_act(x, bias, act=layer.activation, gain=gain, clamp=clamp)
+
+
 class FullyConnectedLayer(Network):
     """A dense layer `[N, in] -> [N, out]` with activation."""
 
@@ -124,19 +138,14 @@ class Conv2dLayer(Network):
         self.register_buffer("resample_filter", setup_filter(list(resample_filter)))
         self.padding = kernel_size // 2
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        weight = torch.randn(out_channels, in_channels, kernel_size, kernel_size)
-        self._store("weight", weight.to(memory_format=layout), trainable)
-        self._store("bias", torch.zeros(out_channels) if bias else None, trainable)
-
-    def _store(self, name: str, value: Tensor | None, trainable: bool) -> None:
-        """Keep a frozen layer's tensors as buffers, as the original does."""
-        if trainable and value is not None:
-            setattr(self, name, nn.Parameter(value))
-        elif value is None:
-            setattr(self, name, None)
-        else:
-            self.register_buffer(name, value)
+        weight = _drawn(out_channels, in_channels, kernel_size, channels_last)
+        zeros = torch.zeros(out_channels) if bias else None
+        if trainable:
+            self.weight = nn.Parameter(weight)
+            self.bias = None if zeros is None else nn.Parameter(zeros)
+        else:  # a frozen layer's tensors are buffers, as in the original
+            self.register_buffer("weight", weight)
+            self.register_buffer("bias", zeros)
 
     def forward(self, x: Tensor, gain: float = 1) -> Tensor:
         x = conv2d_resample(
@@ -148,10 +157,7 @@ class Conv2dLayer(Network):
             padding=self.padding,
             flip_weight=self.up == 1,
         )
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        gain = ACTIVATIONS[self.activation].gain * gain
-        return bias_act(x, bias, act=self.activation, gain=gain, clamp=clamp)
+        return _activated(self, x, gain)
 
 
 class MappingNetwork(Network):
@@ -208,6 +214,11 @@ class MappingNetwork(Network):
         ws = x[:, None].repeat(1, self.num_ws, 1)
         if truncation_psi == 1:
             return ws
+        if not hasattr(self, "w_avg"):
+            raise ValueError(
+                "truncation_psi must be 1 for a network without a mean of w (w_avg_beta None), "
+                f"got {truncation_psi}"
+            )
         near = self.w_avg.lerp(ws[:, :truncation_cutoff], truncation_psi)
         return (
             near if truncation_cutoff is None else torch.cat([near, ws[:, truncation_cutoff:]], 1)
@@ -246,9 +257,7 @@ class SynthesisLayer(Network):
         self.activation, self.use_noise, self.conv_clamp = activation, use_noise, conv_clamp
         self.register_buffer("resample_filter", setup_filter(list(resample_filter)))
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        weight = torch.randn(out_channels, in_channels, kernel_size, kernel_size)
-        self.weight = nn.Parameter(weight.to(memory_format=layout))
+        self.weight = nn.Parameter(_drawn(out_channels, in_channels, kernel_size, channels_last))
         if use_noise:
             self.register_buffer("noise_const", torch.randn(resolution, resolution))
             self.noise_strength = nn.Parameter(torch.zeros([]))
@@ -273,9 +282,7 @@ class SynthesisLayer(Network):
             flip_weight=self.up == 1,
             fused_modconv=fused_modconv,
         )
-        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        gain = ACTIVATIONS[self.activation].gain * gain
-        return bias_act(x, self.bias.to(x.dtype), act=self.activation, gain=gain, clamp=clamp)
+        return _activated(self, x, gain)
 
     def _noise(self, mode: str, x: Tensor) -> Tensor | None:
         if mode not in ("random", "const", "none"):
@@ -303,16 +310,13 @@ class ToRGBLayer(Network):
         super().__init__()
         self.conv_clamp = conv_clamp
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        weight = torch.randn(out_channels, in_channels, kernel_size, kernel_size)
-        self.weight = nn.Parameter(weight.to(memory_format=layout))
+        self.weight = nn.Parameter(_drawn(out_channels, in_channels, kernel_size, channels_last))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
 
     def forward(self, x: Tensor, w: Tensor, fused_modconv: bool = True) -> Tensor:
         styles = self.affine(w) * self.weight_gain
-        fused = fused_modconv
-        x = modulated_conv2d(x, self.weight, styles, demodulate=False, fused_modconv=fused)
+        x = modulated_conv2d(x, self.weight, styles, demodulate=False, fused_modconv=fused_modconv)
         return bias_act(x, self.bias.to(x.dtype), clamp=self.conv_clamp)
 
 

@@ -136,7 +136,9 @@ def _foreign(key: str, parts: formats.Parts, limit: int) -> Any:
     kwargs = _arguments(key, parts.kwargs)
     _skeleton(key, (), kwargs, parts.tensors, may_lack)
     with torch.random.fork_rng(devices=[]):
-        net = _CLASSES[key](**kwargs)  # brings the filters, and weights in the right layout
+        net = _constructed(
+            key, (), kwargs, len(parts.tensors)
+        )  # brings the filters, and weights in the right layout
     net.load_state_dict(parts.tensors, strict=False)
     net.eval().requires_grad_(False)
     if parts.lacks_mean:
@@ -206,35 +208,36 @@ def _skeleton(
     may_lack: Callable[[str, Tensor], bool] = lambda name, tensor: False,
 ) -> torch.nn.Module:
     """Construct a network without memory, and see that `tensors` are just the ones it takes."""
-    cls = _CLASSES[key]
     try:
-        plain = {k: v for k, v in kwargs.items() if k != filter_bank.KEY or cls is not Generator}
-        given = inspect.signature(cls).bind(*args, **plain).arguments
-        _refuse_depth(given, len(tensors))
         with torch.device("meta"):
-            net = cls(*args, **plain)
-        if plain != kwargs:
-            _install_banks(net, len(tensors), **kwargs[filter_bank.KEY])
+            net = _constructed(key, args, kwargs, len(tensors))
     except PickleError:
         raise
     except Exception as error:  # arguments from a file make a constructor raise anything
-        raise PickleError(f"{key} cannot be built: {cls.__name__}: {one_line(error)}") from None
+        name = _CLASSES[key].__name__
+        raise PickleError(f"{key} cannot be built: {name}: {one_line(error)}") from None
     want = net.state_dict()
     lacking = {name for name, t in want.items() if name not in tensors and may_lack(name, t)}
     _refuse_misfit(key, {n: t for n, t in want.items() if n not in lacking}, tensors)
     return net
 
 
-def _refuse_depth(given: Mapping[str, Any], limit: int) -> None:
+def _constructed(
+    key: str, args: Iterable[Any], kwargs: Mapping[str, Any], limit: int
+) -> torch.nn.Module:
+    """Construct a network, with its banks; it may ask for no more layers than it has tensors."""
+    cls = _CLASSES[key]
+    plain = {k: v for k, v in kwargs.items() if k != filter_bank.KEY or cls is not Generator}
+    given = inspect.signature(cls).bind(*args, **plain).arguments
     for arguments in (given, given.get("mapping_kwargs") or {}):
         if isinstance(depth := arguments.get("num_layers"), int) and depth > limit:
             raise PickleError(f"num_layers is {depth}, but there are only {limit} tensors")
-
-
-def _install_banks(net: torch.nn.Module, limit: int, size: int, layers: list[str]) -> None:
-    if not 1 <= size <= limit:
-        raise PickleError(f"a bank has {size} filter sets, but there are only {limit} tensors")
-    filter_bank.install(net, size=size, layers=layers)
+    net = cls(*args, **plain)
+    if plain != kwargs:
+        if not 1 <= (size := kwargs[filter_bank.KEY]["size"]) <= limit:
+            raise PickleError(f"a bank has {size} filter sets, but there are only {limit} tensors")
+        filter_bank.install(net, **kwargs[filter_bank.KEY])
+    return net
 
 
 def _refuse_misfit(key: str, want: Mapping[str, Tensor], have: Mapping[str, Tensor]) -> None:

@@ -30,7 +30,7 @@ def name_of(
     words += [f"subset{given['subset']}"] if given.get("subset") else []
     words += ["mirror"] if options["dataset"]["xflip"] else []
     words += [cfg]
-    words += [f"{key}{given[key]:g}" for key in ("gamma", "kimg", "batch") if given.get(key)]
+    words += [f"{key}{given[key]:g}" for key in ("gamma", "kimg", "batch") if key in given]
     words += plugin_options.describe(plugins)
     words += [f"resume{_short(options['resume'])}"] if options["resume"] else []
     return "-".join(words)
@@ -42,29 +42,18 @@ def choose(outdir: Path, options: Mapping[str, Any], fresh: bool = False) -> tup
     The newest unfinished run below `outdir` with equal options goes on, unless `fresh`; otherwise
     a directory with the next free number is made, and the options are written to it.
     """
-    if not fresh and (found := unfinished(outdir, options)):
-        return found, True
+    from .training_loop import is_finished
+
+    for _, run in () if fresh else _numbered(outdir):
+        if _recorded(run) == _text(options) and not is_finished(run):
+            return run, True
     return _create(outdir, options), False
 
 
-def unfinished(outdir: Path, options: Mapping[str, Any]) -> Path | None:
-    """Return the newest run directory with these options that has not come to its end."""
-    from .training_loop import is_finished
-
-    wanted = _text(options)
-    for number in sorted(runs := _numbered(outdir), reverse=True):
-        for run in runs[number]:
-            if _recorded(run) == wanted and not is_finished(run):
-                return run
-    return None
-
-
-def _numbered(outdir: Path) -> dict[int, list[Path]]:
-    found: dict[int, list[Path]] = {}
-    for path in outdir.glob("*") if outdir.is_dir() else ():
-        if path.is_dir() and (match := re.match(r"\d+(?=-|$)", path.name)):
-            found.setdefault(int(match[0]), []).append(path)
-    return found
+def _numbered(outdir: Path) -> list[tuple[int, Path]]:
+    """Return the run directories with their numbers, the newest first."""
+    matches = ((re.match(r"\d+(?=-|$)", path.name), path) for path in outdir.glob("*"))
+    return sorted(((int(m[0]), path) for m, path in matches if m and path.is_dir()), reverse=True)
 
 
 def _recorded(run: Path) -> str | None:
@@ -77,7 +66,7 @@ def _recorded(run: Path) -> str | None:
 
 def _create(outdir: Path, options: Mapping[str, Any]) -> Path:
     outdir.mkdir(parents=True, exist_ok=True)
-    number = max(_numbered(outdir), default=-1) + 1
+    number = max((number for number, _ in _numbered(outdir)), default=-1) + 1
     run = outdir / f"{number:05d}-{options['name']}"
     try:
         run.mkdir()

@@ -64,9 +64,8 @@ def status_line(
     tick: int,
     kimg: float,
     total_kimg: float,
-    memory: float,
 ) -> str:
-    """Return one line on the state of training; times come from the Timing statistics."""
+    """Return one line on the state of training; times and memory come from the statistics."""
     sec_per_kimg = moments["Timing/sec_per_kimg"].mean
     left = max(total_kimg - kimg, 0) * sec_per_kimg
     parts = [
@@ -75,7 +74,7 @@ def status_line(
         f"left {duration(left):<11s}",
         f"sec/kimg {sec_per_kimg:<7.2f}",
         f"maintenance {moments['Timing/maintenance_sec'].mean:<5.1f}",
-        f"mem {memory:.2f} GiB",
+        f"mem {moments['Resources/peak_gb'].mean:.2f} GiB",
     ]
     shown = {
         "real": "Loss/scores/real",

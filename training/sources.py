@@ -7,13 +7,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 import requests
 from filelock import FileLock
 from tqdm import tqdm
+
+from stylegan2_fewshot.files import write_text
 
 NVIDIA = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/transfer-learning-source-nets/"
 SHORT_NAMES = {
@@ -92,7 +93,7 @@ def _cached(url: str, sha256: str | None) -> Path:
         expected = sha256 or (noted[0] if noted else None)
         digest = _check_hash(path, expected, source=url, remedy=f"delete {path} and run again")
         if not noted:
-            _write(note, f"{digest or sha256_of(path)}  {path.name}\n")
+            write_text(note, f"{digest or sha256_of(path)}  {path.name}\n")
     return path
 
 
@@ -105,15 +106,6 @@ def _file_name(url: str) -> str:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
-
-
-def _write(path: Path, text: str) -> None:
-    new = _beside(path, ".new")
-    with new.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
 
 
 def _check_hash(path: Path, expected: str | None, *, source: str, remedy: str) -> str | None:
@@ -157,12 +149,15 @@ def _continue(url: str, part: Path) -> None:
         response.raise_for_status()
         start = part.stat().st_size if response.status_code == requests.codes.partial else 0
         version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        _write(_beside(part, ".version"), version)
+        write_text(_beside(part, ".version"), version)
         length = response.headers.get("Content-Length")
         total = None if length is None else start + int(length)
-        with part.open("ab" if start else "wb") as file:
-            for chunk in _with_bar(response, part.name.removesuffix(".part"), start, total):
+        name = part.name.removesuffix(".part")
+        bar = tqdm(desc=name, initial=start, total=total, unit="B", unit_scale=True, disable=None)
+        with bar, part.open("ab" if start else "wb") as file:
+            for chunk in response.iter_content(_CHUNK):
                 file.write(chunk)
+                bar.update(len(chunk))
             file.flush()
             os.fsync(file.fileno())
     size = part.stat().st_size
@@ -178,17 +173,6 @@ def _range(part: Path) -> dict[str, str]:
     if part.is_file() and part.stat().st_size and version and not version.startswith("W/"):
         headers |= {"Range": f"bytes={part.stat().st_size}-", "If-Range": version}
     return headers
-
-
-def _with_bar(
-    response: requests.Response, name: str, start: int, total: int | None
-) -> Iterator[bytes]:
-    """Yield the body in pieces, and show a bar where there is a terminal."""
-    bar = tqdm(desc=name, initial=start, total=total, unit="B", unit_scale=True, disable=None)
-    with bar:
-        for chunk in response.iter_content(_CHUNK):
-            yield chunk
-            bar.update(len(chunk))
 
 
 def _is_final(error: Exception) -> bool:

@@ -6,10 +6,11 @@ import contextlib
 import copy
 import functools
 import json
+import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -54,12 +55,13 @@ class State:
     trained: dict[str, list[nn.Parameter]] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Any]:
-        """Return the content of a checkpoint."""
+        """Return the content of a checkpoint; every rank has to call this."""
         parts = {"G": self.G, "D": self.D, "G_ema": self.G_ema, "plugins": self.plugins}
         return {
             **{name: part.state_dict() for name, part in parts.items()},
             **{f"{name}_opt": opt.state_dict() for name, opt in self.optimizers.items()},
             "pl_mean": self.loss.pl_mean,
+            "pl_means": _dist.gather(self.loss.pl_mean.item()),  # every rank has its own
             "cur_nimg": self.cur_nimg,
             "best": self.best,
             "snapshots_since_best": self.snapshots_since_best,
@@ -71,7 +73,9 @@ class State:
             getattr(self, name).load_state_dict(saved[name])
         for name, opt in self.optimizers.items():
             opt.load_state_dict(saved[f"{name}_opt"])
-        self.loss.pl_mean.copy_(saved["pl_mean"])
+        means = saved.get("pl_means", ())
+        own = means[_dist.rank()] if len(means) == _dist.world_size() else saved["pl_mean"].item()
+        self.loss.pl_mean.fill_(own)
         for name in ("cur_nimg", "best", "snapshots_since_best"):
             setattr(self, name, saved[name])
 
@@ -95,9 +99,10 @@ def train(options: Mapping[str, Any], run_dir: Path, device: torch.device) -> No
     """
     construction.set_up_torch(options)
     state, source = construct(options, ImageDataset(**options["dataset"]), device)
-    saved = checkpoint.load_newest(run_dir, device)
+    saved = checkpoint.load_newest(run_dir)
     if saved is not None:
         state.load(saved)
+    del saved  # it is as large as all networks
     log = run_log.RunLog(run_dir, state.cur_nimg)
     dataset = state.dataset
     log.say(construction.summary(options, dataset, state.G, state.D, source, state.cur_nimg))
@@ -132,13 +137,13 @@ def construct(
 
 
 def _optimizer(
-    params: list[nn.Parameter], kwargs: Mapping[str, Any], interval: int | None
+    params: list[nn.Parameter], kwargs: Mapping[str, Any], interval: int
 ) -> torch.optim.Optimizer:
     """Return Adam, corrected for the extra steps of lazy regularisation.
 
     Karras et al. 2020 (arXiv 1912.04958), appendix B.
     """
-    ratio = 1.0 if interval is None else interval / (interval + 1)
+    ratio = interval / (interval + 1)
     betas = tuple(float(beta) ** ratio for beta in kwargs["betas"])
     return torch.optim.Adam(params, lr=kwargs["lr"] * ratio, betas=betas, eps=kwargs["eps"])
 
@@ -157,10 +162,9 @@ class _Run:
 
     def choose_metrics(self) -> None:
         """Find what the metrics need; training goes on without those that lack something."""
-        names, reference = self.options["metrics"], self._reference()
-        if names:
+        if names := self.options["metrics"]:
             self.metrics, troubles = metrics.usable(
-                names, self.dataset, reference, device=self.device
+                names, self.dataset, self._reference, device=self.device
             )
             for trouble in troubles:
                 self.log.say(trouble)
@@ -191,24 +195,22 @@ class _Run:
                     raise Interrupted(f"stopped at {self.state.cur_nimg / 1000:.1f} kimg")
         self._finish()
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this rank's part of each batch: uint8 images and labels, on the CPU."""
-        world = dict(rank=_dist.rank(), world_size=_dist.world_size())
-        start = self.state.cur_nimg
+    def _batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Return this rank's part of each batch: uint8 images and labels, on the CPU."""
         sampler = InfiniteSampler(
-            len(self.dataset), seed=self.options["seed"], start_index=start, **world
+            len(self.dataset),
+            seed=self.options["seed"],
+            rank=_dist.rank(),
+            world_size=_dist.world_size(),
+            start_index=self.state.cur_nimg,
         )
-        in_memory = self.dataset.is_in_memory
-        workers = 0 if in_memory else self.options["workers"]
-        loader = torch.utils.data.DataLoader(
+        return torch.utils.data.DataLoader(
             self.dataset,
             sampler=sampler,
             batch_size=self.options["batch_size"] // _dist.world_size(),
-            num_workers=workers,
+            num_workers=0 if self.dataset.is_in_memory else self.options["workers"],
             pin_memory=self.device.type == "cuda",
-            prefetch_factor=2 if workers else None,
         )
-        yield from loader
 
     def _iterate(self, images: Tensor, labels: Tensor) -> None:
         """Take one step of G and D, and whatever regularisation is due."""
@@ -263,14 +265,11 @@ class _Run:
         clock.report(state.cur_nimg, _dist.memory_gb(self.device))
         moments = stats.collect()
         kimg = state.cur_nimg / 1000
-        total, memory = self.options["total_kimg"], moments["Resources/peak_gb"].mean
-        self.log.say(
-            run_log.status_line(moments, tick=tick, kimg=kimg, total_kimg=total, memory=memory)
-        )
+        total = self.options["total_kimg"]
+        self.log.say(run_log.status_line(moments, tick=tick, kimg=kimg, total_kimg=total))
         self.log.record(moments, state.cur_nimg)
-        every = self.options["snapshot_ticks"]
         ended = False
-        if done or (every and tick % every == 0):
+        if done or tick % self.options["snapshot_ticks"] == 0:
             self._save_pictures(f"fakes{int(kimg):06d}.png")
             path = self._save_network()
             ended = self._measure(path)
@@ -282,8 +281,7 @@ class _Run:
         if self.state.cur_nimg == 0 and _dist.rank() == 0:
             shown = [self.dataset[i][0] for i in self._shown]
             reals = torch.as_tensor(np.stack(shown)).float() / 127.5 - 1
-            grids.save_grid(self.run_dir / "reals.png", reals, columns=_columns(self.dataset))
-        if self.state.cur_nimg == 0:
+            self._save_grid("reals.png", reals)
             self._save_pictures("fakes_init.png")
 
     @functools.cached_property
@@ -305,7 +303,10 @@ class _Run:
         G = copy.deepcopy(self.state.G_ema).eval()
         with torch.no_grad():
             images = torch.cat([G(a, b, noise_mode="const").cpu() for a, b in batches])
-        grids.save_grid(self.run_dir / name, images, columns=_columns(self.dataset))
+        self._save_grid(name, images)
+
+    def _save_grid(self, name: str, images: Tensor) -> None:
+        grids.save_png(self.run_dir / name, grids.grid(images, columns=_columns(self.dataset)))
 
     def _save_network(self) -> Path:
         path = self.run_dir / f"network-snapshot-{self.state.cur_nimg // 1000:06d}.pkl"
@@ -331,7 +332,7 @@ class _Run:
             self.metrics,
             G,
             self.dataset,
-            self._reference(),
+            self._reference,
             device=self.device,
             seed=self.options["seed"],
             kimg=self.state.cur_nimg / 1000,
@@ -344,8 +345,9 @@ class _Run:
         patience = self.options["patience"]
         return patience is not None and self.state.snapshots_since_best >= patience
 
+    @functools.cached_property
     def _reference(self) -> ImageDataset | None:
-        """Return the images to measure against where they are not the training images."""
+        """The images to measure against where they are not the training images."""
         if self.options["metric_data"] is None:
             return None
         return ImageDataset(self.options["metric_data"], xflip=self.dataset.xflip)
@@ -363,9 +365,9 @@ class _Run:
                 state.plugins.snapshot(best)
 
     def _save_checkpoint(self) -> None:
+        content = self.state.tensors()
         if _dist.rank() == 0:
-            path = checkpoint.path_at(self.run_dir, self.state.cur_nimg)
-            checkpoint.save(path, self.state.tensors())
+            checkpoint.save(checkpoint.path_at(self.run_dir, self.state.cur_nimg), content)
         _dist.barrier()
 
     def _finish(self) -> None:
@@ -400,11 +402,8 @@ def _phases(options: Mapping[str, Any], index: int) -> list[tuple[str, float]]:
     """Return the phases of an iteration, with the factor that makes up for lazy ones."""
     phases = []
     for net in "GD":
-        interval = options[f"{net}_reg_interval"]
-        if interval is None:
-            phases.append((f"{net}both", 1.0))
-            continue
         phases.append((f"{net}main", 1.0))
+        interval = options[f"{net}_reg_interval"]
         if index % interval == 0:
             phases.append((f"{net}reg", float(interval)))
     return phases
@@ -426,15 +425,18 @@ def _labels(dataset: ImageDataset, indices: Sequence[int]) -> Tensor:
 
 def _any_rank(value: bool) -> bool:
     """Return whether `value` holds on any rank."""
-    return bool(_dist.sum_(torch.tensor(float(value))).item()) if _dist.world_size() > 1 else value
+    return any(_dist.gather(value))
 
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM; the second one takes its usual course at once."""
     received: list[int] = []
+    owner = os.getpid()
 
     def note(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a process that loads images, and ends with the loop
+            return
         received.append(number)
         for kind in previous:
             signal.signal(kind, signal.SIG_DFL)

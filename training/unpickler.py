@@ -12,7 +12,6 @@ import pickle
 import pickletools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -105,7 +104,7 @@ class Function(Record):
         return self._call(*args)
 
 
-class _Dict(dict[Any, Any], Record):
+class Dict(dict[Any, Any], Record):
     """An EasyDict or OrderedDict, empty at first: to copy one costs a file nothing, and us much."""
 
     __slots__ = ()
@@ -195,14 +194,14 @@ def _storage(data: bytes) -> Storage:
     return Storage(values)
 
 
-def _listed_storage(dtype: torch.dtype, values: list[float]) -> Storage:
-    return Storage(torch.tensor(values, dtype=dtype))
+def _listed_storage(dtype: torch.dtype) -> Function:
+    return Function(lambda values: Storage(torch.tensor(values, dtype=dtype)))
 
 
 NAMES: dict[tuple[str, str], object] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): Function(Object),
-    ("dnnlib.util", "EasyDict"): _Dict,
-    ("collections", "OrderedDict"): _Dict,
+    ("dnnlib.util", "EasyDict"): Dict,
+    ("collections", "OrderedDict"): Dict,
     ("builtins", "set"): _set,
     ("numpy", "dtype"): Function(DType),
     ("numpy.core.multiarray", "scalar"): _number,
@@ -211,9 +210,9 @@ NAMES: dict[tuple[str, str], object] = {
     ("torch._utils", "_rebuild_tensor"): Function(TensorView),
     ("torch._utils", "_rebuild_tensor_v2"): Function(TensorView),
     ("torch.storage", "_load_from_bytes"): _storage,
-    ("torch", "HalfStorage"): Function(partial(_listed_storage, torch.float16)),
-    ("torch", "FloatStorage"): Function(partial(_listed_storage, torch.float32)),
-    ("torch", "DoubleStorage"): Function(partial(_listed_storage, torch.float64)),
+    ("torch", "HalfStorage"): _listed_storage(torch.float16),
+    ("torch", "FloatStorage"): _listed_storage(torch.float32),
+    ("torch", "DoubleStorage"): _listed_storage(torch.float64),
 }
 
 

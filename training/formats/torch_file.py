@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..unpickler import NAMES, Function, PickleError, Record, Storage, unpickle
+from ..unpickler import NAMES, Dict, Function, PickleError, Record, Storage, unpickle
 
 _MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _DTYPES = {
@@ -32,20 +32,11 @@ _DTYPES = {
 }
 
 
-class _StateDict(dict[Any, Any], Record):
-    """An OrderedDict; the versions of its modules, which a state dict carries, are dropped."""
+class _StateDict(Dict):
+    """An OrderedDict without its attributes, the versions of modules.
 
-    __slots__ = ()
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-class _Options(Record):
-    """The command line that rosinality's training keeps; nothing of it is used."""
+    Or the command line that rosinality's training keeps, of which nothing is used.
+    """
 
     __slots__ = ()
 
@@ -68,7 +59,7 @@ _NAMES: dict[tuple[str, str], object] = {
     **{name: value for name, value in NAMES.items() if name[1] == "scalar"},
     **{("torch", name): _Kind(dtype) for name, dtype in _DTYPES.items()},
     ("collections", "OrderedDict"): _StateDict,
-    ("argparse", "Namespace"): _Options,
+    ("argparse", "Namespace"): _StateDict,
     ("torch", "Size"): Function(tuple),
 }
 
