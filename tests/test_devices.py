@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stylegan2_fewshot import Plugin, Plugins, Run, filter_bank, fisher_file
+from stylegan2_fewshot import Plugin, Plugins, Run, filter_bank, fisher_file, stats
 from stylegan2_fewshot.augment_pipe import AugmentPipe
 from stylegan2_fewshot.loss import StyleGAN2Loss
 from training import pickles
@@ -14,6 +14,11 @@ from training.networks import Discriminator, Generator
 META = torch.device("meta")
 PHASES = ("Gboth", "Dboth")
 SIZE = dict(c_dim=5, img_resolution=16, img_channels=3)
+
+
+@pytest.fixture(autouse=True)
+def _own_statistics(monkeypatch):
+    monkeypatch.setattr(stats, "_SUMS", {})
 
 
 def networks(fp16):
