@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.sources import sha256_of
+from stylegan2_fewshot.files import sha256_of
 
 from .backbones import (
     TAPS,

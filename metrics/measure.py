@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-import torch.multiprocessing
 
 import metrics
 from stylegan2_fewshot import _dist
@@ -57,11 +55,7 @@ def main(**options: Any) -> None:
     if options["gpus"] == 1 or "WORLD_SIZE" in os.environ:  # torchrun's processes are there already
         measure(options)
         return
-    arguments = (options, _free_port())
-    try:
-        torch.multiprocessing.spawn(_spawned, arguments, nprocs=options["gpus"])
-    except torch.multiprocessing.ProcessExitedException as ended:
-        raise SystemExit(ended.exit_code) from None
+    _dist.spawn(measure, (options,), options["gpus"])
 
 
 def measure(options: dict[str, Any]) -> None:
@@ -143,21 +137,3 @@ def _keep(result: dict[str, Any], options: dict[str, Any]) -> None:
     elif result["kimg"] is not None and (run / "training_options.json").is_file():
         # With nimg, training that goes on from an older state knows to drop it.
         metrics.append(run, {**result, "nimg": 1000 * result["kimg"]})
-
-
-def _spawned(index: int, options: dict[str, Any], port: int) -> None:
-    """Be one of several processes on this machine; the environment is torchrun's."""
-    os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index)}
-    os.environ |= {"WORLD_SIZE": str(options["gpus"])}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    try:
-        measure(options)
-    except (ValueError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from training.sources import SourceError, cache_dir, fetch, sha256_of
+from stylegan2_fewshot.files import sha256_of
+from training.sources import SourceError, cache_dir, fetch
 
 SEARCH_PATH = "STYLEGAN2_FEWSHOT_DETECTORS"
 

@@ -5,12 +5,47 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.distributed as td
+from torch import multiprocessing
+from torch.multiprocessing.spawn import ProcessExitedException
+
+
+def spawn(work: Callable[..., None], arguments: tuple[Any, ...], processes: int) -> None:
+    """Run `work(*arguments)` in several processes of this machine, as torchrun would.
+
+    A process that fails ends the others; a mistake (ValueError, OSError) is one line.
+
+    Raises:
+        SystemExit: A process ended with this status.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    try:
+        multiprocessing.spawn(  # type: ignore[attr-defined, no-untyped-call]
+            _be_rank, (work, arguments, processes, port), nprocs=processes
+        )
+    except ProcessExitedException as ended:
+        raise SystemExit(ended.exit_code) from None
+
+
+def _be_rank(
+    number: int, work: Callable[..., None], arguments: tuple[Any, ...], processes: int, port: int
+) -> None:
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(processes)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(max(torch.get_num_threads() // processes, 1))
+    try:
+        work(*arguments)
+    except (ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
 
 
 def init(device: str = "auto") -> torch.device:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _dist, fisher_file, stats
+from . import _dist, files, fisher_file, stats
 from .fisher_file import Fisher
 from .plugin import Plugin, Run, Step, register
 
@@ -125,7 +125,7 @@ class EWC(Plugin):
 
         if self.fisher:
             return fisher_file.load(Path(self.fisher), source)
-        sha256 = fisher_file.sha256_of(source)
+        sha256 = files.sha256_of(source)
         settings = Settings(samples=self.samples, discriminator="D" in self.network)
         G, D = run.source or (run.G, run.D)
         params = (*G.named_parameters(), *D.named_parameters())

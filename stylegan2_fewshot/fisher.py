@@ -19,7 +19,7 @@ from torch.func import functional_call, grad, vmap
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from . import _dist, fisher_file, stamped
+from . import _dist, files, fisher_file, stamped
 from .fisher_file import FORMAT, LIKELIHOOD, Fisher
 from .options import Command
 from .plugin import seed_of
@@ -379,7 +379,7 @@ def main(
         nets.D.to(place),
         Settings(**settings),
         labels=conditions,
-        source=fisher_file.sha256_of(path),
+        source=files.sha256_of(path),
         network=network,
         batch=batch,
         vectorized=not loop,

@@ -208,10 +208,10 @@ def test_signal_on_real_leaves_out_what_was_replaced(signal_on, expected):
     assert (apa.sums[0, 1] == 2000) == (signal_on == "mixed")
 
 
-def _rank(rank, place, logits):
+def _on_a_rank(place, logits):
     torch.set_num_threads(1)
-    meeting = f"file://{place}/meeting"
-    torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=len(logits))
+    _dist.init("cpu")
+    rank = _dist.rank()
     apa = make(p=0.5, kimg=1)
     generate(apa, 5, n=64)
     _, c = apa.real_images(images(0, 64), labels(0, 64), Step("Dreal"))
@@ -219,13 +219,13 @@ def _rank(rank, place, logits):
         judge(apa, logits[rank])
         apa.after_step(Step("end", cur_nimg=8 * iteration))
     torch.save((apa.adaptive.p, c), place / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    _dist.shutdown()
 
 
 @pytest.mark.slow
 def test_ranks_share_p_and_draw_on_their_own(tmp_path):
     logits = [1.0, 1.0, 1.0, 1.0], [-1.0, -1.0, -1.0, 1.0]  # 1 and -0.5: together below 0.6
-    torch.multiprocessing.spawn(_rank, (tmp_path, logits), nprocs=2)
+    _dist.spawn(_on_a_rank, (tmp_path, logits), 2)
     (p, c), (other_p, other_c) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert p == other_p == pytest.approx(0.5 - 8 * 4 / 1000)
     assert not c.equal(other_c)

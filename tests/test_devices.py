@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stylegan2_fewshot import Plugin, Plugins, Run, filter_bank, fisher_file, stats
+from stylegan2_fewshot import Plugin, Plugins, Run, files, filter_bank, fisher_file, stats
 from stylegan2_fewshot.augment_pipe import AugmentPipe
 from stylegan2_fewshot.loss import StyleGAN2Loss
 from training import pickles
@@ -82,7 +82,7 @@ def test_ewc_does_not_mix_devices(tmp_path):
     pickles.save(source, G=G, D=D, G_ema=G)
     values = {f"G.{name}": torch.ones(p.shape) for name, p in G.named_parameters()}
     meta = {"likelihood": fisher_file.LIKELIHOOD, "standard_error": {}}
-    meta["source_sha256"] = fisher_file.sha256_of(source)
+    meta["source_sha256"] = files.sha256_of(source)
     fisher_file.save(tmp_path / "F.npz", fisher_file.Fisher(values, meta))
     ewc = {"lambda_": 1.0, "fisher": str(tmp_path / "F.npz")}
     run_phases(G, D, {"ewc": ewc}, resumed=str(source))

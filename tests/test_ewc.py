@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stylegan2_fewshot import _dist, fisher, fisher_file, stats
+from stylegan2_fewshot import _dist, files, fisher, fisher_file, stats
 from stylegan2_fewshot.ewc import EWC, consolidation
 from stylegan2_fewshot.fisher_file import Fisher
 from stylegan2_fewshot.plugin import Plugins, Run, Step
@@ -58,7 +58,7 @@ def source(tmp_path):
 def write(source, values, name="F.npz", **changes):
     """Write a Fisher file for `source` and return its path."""
     meta = {"likelihood": fisher_file.LIKELIHOOD, "standard_error": {}}
-    meta |= {"source_sha256": fisher_file.sha256_of(source), **changes}
+    meta |= {"source_sha256": files.sha256_of(source), **changes}
     fisher_file.save(source.with_name(name), Fisher(dict(values), meta))
     return str(source.with_name(name))
 
@@ -253,7 +253,7 @@ def test_estimates_once_and_keeps_it_beside_the_source(source, monkeypatch):
     assert len(kept) == 1 and kept[0].match("source.fisher-*.npz")
     expected = fisher.estimate(Net(), Judge(), fisher.Settings(samples=4))
     assert plugin.fisher_G.equal(torch.cat([v.flatten() for v in expected.values.values()]))
-    assert fisher_file.load(kept[0]).meta["source_sha256"] == fisher_file.sha256_of(source)
+    assert fisher_file.load(kept[0]).meta["source_sha256"] == files.sha256_of(source)
 
     monkeypatch.setattr(fisher, "estimate", None)
     again, _ = make(source, samples=4)

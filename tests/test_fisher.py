@@ -231,9 +231,9 @@ def _recording(function, seen):
     return record
 
 
-def _rank(rank, place, settings):
+def _on_a_rank(place, settings):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{place}/meeting", rank=rank, world_size=2)
+    _dist.init("cpu")
     found = estimate(Linear(0.4), Logistic(), settings, batch=7)
     if _dist.rank() == 0:
         fisher_file.save(place / "two.npz", found)
@@ -243,7 +243,7 @@ def _rank(rank, place, settings):
 @pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path):
     settings = Settings(samples=150)
-    torch.multiprocessing.spawn(_rank, (tmp_path, settings), nprocs=2)
+    _dist.spawn(_on_a_rank, (tmp_path, settings), 2)
     two, one = fisher_file.load(tmp_path / "two.npz"), estimate(Linear(0.4), Logistic(), settings)
     assert torch.allclose(two.values["G.weight"], one.values["G.weight"], rtol=1e-6)
     errors = [found.meta.pop("standard_error")["G.weight"] for found in (one, two)]

@@ -152,6 +152,7 @@ def test_a_process_that_fails_ends_the_command_with_its_status(monkeypatch, caps
         raise torch.multiprocessing.ProcessExitedException("", 1, 0, ended.value.code)
 
     monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # else of all later tests
     monkeypatch.setattr(measure.os, "environ", dict(os.environ))
     monkeypatch.setattr(measure._dist, "init", lambda device: torch.device(device))
     outcome = CliRunner().invoke(command.main, ["none.pkl", "--device=cpu", "--gpus=2"])

@@ -18,7 +18,7 @@ from PIL import Image
 import generate
 from metrics import __main__ as metrics_command
 from metrics import detectors, registry
-from stylegan2_fewshot import Run, Step, analysis, fisher, fisher_file
+from stylegan2_fewshot import Run, Step, analysis, files, fisher, fisher_file
 from stylegan2_fewshot.ewc import EWC
 from stylegan2_fewshot.options import describe
 from stylegan2_fewshot.prior import Prior, __main__, instances
@@ -112,7 +112,7 @@ def test_ewc_holds_what_the_source_has_and_leaves_the_rest_free(source, tmp_path
     named = dict(nets.G.named_parameters())
     values = {f"G.{name}": torch.rand(p.shape) for name, p in named.items()}
     meta = {"likelihood": fisher_file.LIKELIHOOD, "standard_error": {}}
-    meta["source_sha256"] = fisher_file.sha256_of(source)
+    meta["source_sha256"] = files.sha256_of(source)
     fisher_file.save(tmp_path / "F.npz", fisher_file.Fisher(values, meta))
     penalties = []
     for G, before in ((nets.G, None), (widened(nets.G, 3), (nets.G, nets.D))):
@@ -164,7 +164,7 @@ def test_features_are_of_unit_length_and_of_both_sides(features, tiny_data, back
     mirrored = found.vectors[1].view(8, 3, 2).flip(2).flatten(1)
     torch.testing.assert_close(found.vectors[0], mirrored, atol=1e-4, rtol=0)
     assert list(found.meta["files"]) == [f"{number}.png" for number in range(8)]
-    assert found.meta["backbone_sha256"] == fisher_file.sha256_of(Path(backbone))
+    assert found.meta["backbone_sha256"] == files.sha256_of(Path(backbone))
 
 
 def test_exported_program_is_a_backbone(tiny_data, backbone, features, tmp_path):

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from stylegan2_fewshot import Plugins, Run, _dist, fisher_file
+from stylegan2_fewshot import Plugins, Run, _dist, files, fisher_file
 from stylegan2_fewshot.loss import StyleGAN2Loss
 from training import checkpoint, networks, pickles, run_log, training_loop
-from training.launch import _free_port, launch
+from training.launch import launch
 from training.training_loop import Interrupted, train
 
 ROOT = Path(__file__).parent.parent
@@ -276,7 +276,7 @@ def source(tmp_path):
     G, D = two_networks()
     pickles.save(tmp_path / "source.pkl", G=G, D=D, G_ema=G)
     meta = {"likelihood": fisher_file.LIKELIHOOD, "standard_error": {}}
-    meta["source_sha256"] = fisher_file.sha256_of(tmp_path / "source.pkl")
+    meta["source_sha256"] = files.sha256_of(tmp_path / "source.pkl")
     values = {f"G.{name}": torch.rand(p.shape) for name, p in G.named_parameters()}
     fisher_file.save(tmp_path / "F.npz", fisher_file.Fisher(values, meta))
     return tmp_path
@@ -329,19 +329,16 @@ def gradients(rank, world, part, source):
     return found
 
 
-def on_a_rank(rank, world, address, out):
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=address)
+def on_a_rank(world, out):
     torch.set_num_threads(1)
     _dist.init("cpu")
-    torch.save(gradients(rank, world, 2, out), out / f"{rank}.pt")
+    torch.save(gradients(_dist.rank(), world, 2, out), out / f"{_dist.rank()}.pt")
     _dist.shutdown()
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_give_the_gradients_of_one(source, world):
-    arguments = world, str(_free_port()), source
-    torch.multiprocessing.spawn(on_a_rank, args=arguments, nprocs=world)
+    _dist.spawn(on_a_rank, (world, source), world)
     alone = gradients(0, 1, 2, source)  # accumulates four parts
     for rank in range(world):
         for mine, theirs in zip(alone, torch.load(source / f"{rank}.pt"), strict=True):
@@ -397,7 +394,6 @@ def test_ctrl_c_is_for_the_ranks_to_answer(tiny_options, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
-    monkeypatch.setenv("MASTER_PORT", "1")
     with pytest.raises(BaseException) as ended:  # else KeyboardInterrupt, and "Aborted!"
         launch(tiny_options, outdir=tmp_path, fresh=False, gpus=2)
     assert isinstance(ended.value, SystemExit) and ended.value.code == 130

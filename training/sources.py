@@ -14,7 +14,7 @@ import requests
 from filelock import FileLock
 from tqdm import tqdm
 
-from stylegan2_fewshot.files import write_text
+from stylegan2_fewshot.files import sha256_of, write_text
 
 NVIDIA = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/transfer-learning-source-nets/"
 SHORT_NAMES = {
@@ -70,15 +70,6 @@ def cache_dir() -> Path:
         "darwin": home / "Library" / "Caches",
     }
     return folders.get(sys.platform, home / ".cache") / "stylegan2_fewshot"
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _cached(url: str, sha256: str | None) -> Path:
