@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -373,7 +374,10 @@ def test_ranks_on_gpus_agree_to_stop(monkeypatch):
     monkeypatch.setattr(_dist.td, "get_world_size", lambda: 2)
     monkeypatch.setattr(_dist.td, "all_reduce", refuse)
     monkeypatch.setattr(_dist.td, "all_gather_object", gather)
-    assert training_loop._any_rank(False)
+    loop = SimpleNamespace(options={"batch_size": 4}, state=SimpleNamespace(cur_nimg=4 * 16))
+    assert training_loop._Run._must_stop(loop, asked=False)
+    loop.state.cur_nimg += 4  # GPUs are not waited for in every iteration
+    assert not training_loop._Run._must_stop(loop, asked=True)
 
 
 def test_interrupted_ranks_leave_together(tiny_options, tmp_path, monkeypatch):

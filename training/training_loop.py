@@ -32,6 +32,7 @@ from .dataset import ImageDataset, InfiniteSampler
 
 FINISHED_FILE = "finished.json"
 BEST_FILE = "network-best.pkl"
+COMPARE_EVERY = 16  # iterations after which ranks tell one another whether to stop
 
 
 class Interrupted(Exception):
@@ -190,10 +191,20 @@ class _Run:
                 ticked = done or tick > _tick(self.options, before)
                 if ticked and self._maintain(tick, done, clock):
                     break
-                if _any_rank(bool(stop)):
+                if self._must_stop(bool(stop)):
                     self._save_checkpoint()
                     raise Interrupted(f"stopped at {self.state.cur_nimg / 1000:.1f} kimg")
         self._finish()
+
+    def _must_stop(self, asked: bool) -> bool:
+        """Return whether any rank was asked to stop.
+
+        Ranks compare every few iterations only, for on GPUs that waits for all that is under way.
+        """
+        iteration = self.state.cur_nimg // self.options["batch_size"]
+        if _dist.world_size() > 1 and iteration % COMPARE_EVERY:
+            return False
+        return any(_dist.gather(asked))
 
     def _batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Return this rank's part of each batch: uint8 images and labels, on the CPU."""
@@ -421,11 +432,6 @@ def _columns(dataset: ImageDataset) -> int:
 
 def _labels(dataset: ImageDataset, indices: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.stack([dataset.get_label(i) for i in indices])).float()
-
-
-def _any_rank(value: bool) -> bool:
-    """Return whether `value` holds on any rank."""
-    return any(_dist.gather(value))
 
 
 @contextlib.contextmanager
