@@ -18,6 +18,8 @@ import numpy as np
 from experiment import (
     ROOT,
     Trial,
+    by_method,
+    commands,
     last_and_best,
     markdown,
     numbers,
@@ -89,15 +91,15 @@ def main(kimg: int, seeds: list[int], out: Path, docs: Path) -> None:
         for seed in seeds
     ]
     runs = train(trials, out)
-    chosen = {name: [runs[t] for t in trials if t.method == name] for name in PRECISIONS}
+    chosen = by_method(runs)
     found = {name: [curves(run) for run in of_one] for name, of_one in chosen.items()}
     save_figure(docs / "precision.png", (9, 6), lambda figure: draw(figure, found))
     kid = "; ".join(
         f"{name} {spread([last_and_best(run, KID)[0][KID] for run in of_one])}"
         for name, of_one in chosen.items()
     )
-    commands = "\n".join(f"    python {trial.command(out)}" for trial in trials)
-    parts = [table(found), f"KID after {kimg} kimg: {kid}.", "![Curves](precision.png)", commands]
+    parts = [table(found), f"KID after {kimg} kimg: {kid}.", "![Curves](precision.png)"]
+    parts.append(commands(trials, out))
     publish(docs / "performance.md", "precision", "\n\n".join(parts))
     click.echo(docs / "performance.md")
 
