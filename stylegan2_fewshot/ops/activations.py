@@ -119,9 +119,35 @@ class _Settings(NamedTuple):
         result: Tensor = torch.ops.aten.leaky_relu_backward(dx, y, slope, True)
         return result
 
+    def native(self, library: Any, x: Tensor, b: Tensor | None, dy: Tensor | None = None) -> Tensor:
+        """Return the function, or from its result `x` and `dy` the gradient, by C++ on the CPU."""
+        dim = self.dim % x.ndim
+        is_last = x.ndim == 4 and dim == 1 and x.is_contiguous(memory_format=torch.channels_last)
+        if not is_last:
+            x = x.contiguous()
+        y, inner = torch.empty_like(x), 1 if is_last else x.shape[dim + 1 :].numel()
+        slope = {"linear": 1.0, "relu": 0.0, "lrelu": self.alpha}[self.act]
+        numbers = slope, self.gain, math.inf if self.clamp is None else self.clamp
+        result, reduced, threads = y.data_ptr(), x.dtype is torch.bfloat16, torch.get_num_threads()
+        if dy is not None:
+            if dy.stride() != x.stride():
+                dy = torch.empty_like(x).copy_(dy)
+            tensors = dy.data_ptr(), x.data_ptr(), x.numel()
+            library.bias_act_gradient(reduced, *tensors, *numbers, result, threads)
+            return y
+        channels = x.shape[dim]
+        outer = x.numel() // max(channels * inner, 1)
+        bias = None if b is None else b.to(x.dtype).contiguous()
+        address = None if bias is None else bias.data_ptr()
+        sizes = outer, channels, inner
+        library.bias_act_forward(reduced, x.data_ptr(), address, *sizes, *numbers, result, threads)
+        return y
+
     def run(self, x: Tensor, b: Tensor | None, *factors: Tensor, from_output: bool = False) -> Any:
         """Return the function, or with one or two factors its derivatives' product with them."""
         kernels = backend.kernels(x)
+        if kernels is None and self.reads_output and (library := backend.native(x)) is not None:
+            return self.native(library, x, b, *factors)
         if kernels is None:
             return self.plain_gradient(factors[0], x) if factors else self.plain(x, b)
         first, other, *_ = (*factors, None, None)

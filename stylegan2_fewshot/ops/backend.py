@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 MODES = ("auto", "cuda", "torch")
 _KERNELS: Any = None  # the built extension, once one is loaded
+_NATIVE: Any = None  # the CPU's library, once it is loaded
+_NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+_NATIVE_IS_WANTED = True  # until it has been loaded, failed, or is not to be used
 _PRECISION = "auto"
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -17,22 +21,26 @@ def select(mode: str, device: torch.device) -> str:
     """Choose for the whole process what the operations run on, and return a line that says it.
 
     Args:
-        mode: `torch` for PyTorch's own operations; `cuda` for our kernels, compiled at their first
-            use; `auto` for the kernels on a GPU, where they can be built and agree with PyTorch.
+        mode: `torch` for PyTorch's own operations; `cuda` for our kernels on a GPU, compiled at
+            their first use; `auto` for those of a GPU or a CPU, where they can be built and agree
+            with PyTorch.
         device: Where the networks are.
 
     Raises:
         ValueError: `mode` is none of these, or it is `cuda` and the device has no CUDA, or the
             kernels cannot be built or do not agree with PyTorch.
     """
-    global _KERNELS
+    global _KERNELS, _NATIVE, _NATIVE_IS_WANTED
     if mode not in MODES:
         raise ValueError(f"--ops must be one of {', '.join(MODES)}, got {mode!r}")
     if mode == "cuda" and device.type != "cuda":
         raise ValueError(f"--ops=cuda needs a CUDA device, got {device}; use --ops=auto")
-    _KERNELS = None
-    if mode == "torch" or device.type != "cuda":
+    _KERNELS = _NATIVE = None
+    _NATIVE_IS_WANTED = mode != "torch"
+    if mode == "torch":
         return f"Operations: PyTorch on {device.type}."
+    if device.type == "cpu":
+        return _select_native()
     from . import build  # imports the operations, which import this module
 
     try:
@@ -45,6 +53,35 @@ def select(mode: str, device: torch.device) -> str:
         return f"Operations: PyTorch on cuda, slower than our kernels, which failed: {reason}."
     _KERNELS = compiled
     return f"Operations: CUDA kernels for {torch.cuda.get_device_name(device)}."
+
+
+def _select_native() -> str:
+    global _NATIVE, _NATIVE_IS_WANTED
+    from . import native  # as above
+
+    _NATIVE_IS_WANTED = False
+    try:
+        _NATIVE = native.load()
+    except Exception as error:  # compilers and loaders fail in every way
+        reason = " ".join(str(error).split())
+        return f"Operations: PyTorch on cpu, slower than with our kernels, which failed: {reason}."
+    return "Operations: PyTorch and C++ kernels on cpu."
+
+
+def native(x: Tensor) -> Any:
+    """Return the CPU's library, which serves `x`, or None for the plain path.
+
+    Without a `select` it is loaded at the first call; a failure is then a warning.
+    """
+    if x.device.type != "cpu" or x.dtype not in _NATIVE_DTYPES:
+        return None
+    if torch._C._are_functorch_transforms_active():
+        return None
+    if _NATIVE_IS_WANTED:
+        line = _select_native()
+        if _NATIVE is None:
+            warnings.warn(line, stacklevel=2)
+    return _NATIVE
 
 
 def kernels(x: Tensor, *others: Tensor | None) -> Any:

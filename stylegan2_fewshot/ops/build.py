@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import re
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from torch import Tensor
 from ..files import replacing
 from . import resample
 from .activations import ACTIVATIONS
+from .native import cache_root
 
 NAME = "stylegan2_fewshot_kernels"
 FOLDER = Path(__file__).parent / "cuda"
@@ -36,10 +36,7 @@ def load(device: torch.device) -> Any:
 
 
 def cache_folder(capability: tuple[int, int]) -> Path:
-    """Return the folder of the extension for this PyTorch and CUDA, these sources and a GPU.
-
-    It lies under TORCH_EXTENSIONS_DIR, or else under the user's cache folder.
-    """
+    """Return the folder of the extension for this PyTorch and CUDA, these sources and a GPU."""
     content = b"".join((FOLDER / name).read_bytes() for name in (*SOURCES, *HEADERS))
     major, minor = capability
     parts = [
@@ -48,9 +45,7 @@ def cache_folder(capability: tuple[int, int]) -> Path:
         f"sm{major}{minor}",
         hashlib.sha256(content).hexdigest()[:12],
     ]
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(cache) / "stylegan2_fewshot")
-    return root / "-".join(parts)
+    return cache_root() / "-".join(parts)
 
 
 def explain(error: BaseException) -> str:

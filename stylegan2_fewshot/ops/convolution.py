@@ -9,17 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import winograd
 from .resample import (
     Pair,
     add_padding,
     as_padding,
     down_padding,
-    filter_size,
     up_padding,
     upfirdn2d,
 )
-
-FEWEST_PIXELS = 256  # of a batch, for a merged kernel to pay
 
 
 def conv2d_resample(
@@ -56,8 +54,6 @@ def conv2d_resample(
         sides = add_padding(sides, down_padding(f, (down, down)))
     if up == down == 1:
         return _convolve(x, w, sides, groups=groups)
-    if groups == 1 and {up, down} == {1, 2} and f is not None and _pays_to_fuse(x, w, f, up, sides):
-        return _fused(x, w, f if flip_filter else f.flip(list(range(f.ndim))), up, sides)
     if up == 1:
         early = down if _is_pointwise(w) else 1  # a 1x1 convolution may as well come last
         x = upfirdn2d(x, f, down=early, padding=sides, flip_filter=flip_filter)
@@ -153,6 +149,8 @@ def _is_pointwise(w: Tensor) -> bool:
 
 
 def _convolve(x: Tensor, w: Tensor, sides: Sequence[int], groups: int = 1) -> Tensor:
+    if groups == 1 and winograd.pays(x, w, sides):
+        return winograd.convolve(x, w, sides)
     left, right, top, bottom = sides
     if left == right >= 0 and top == bottom >= 0:
         return F.conv2d(x, w, padding=(top, left), groups=groups)
@@ -163,63 +161,3 @@ def _transposed(w: Tensor, groups: int) -> Tensor:
     """Return weights for a correlation as those of a transposed convolution."""
     turned = w.flip([2, 3]).reshape(groups, -1, *w.shape[1:]).transpose(1, 2)
     return turned.flatten(0, 1)
-
-
-def _pays_to_fuse(x: Tensor, w: Tensor, f: Tensor, up: int, sides: Sequence[int]) -> bool:
-    """Return whether one larger convolution replaces a small one and a filter, and is faster.
-
-    In bfloat16 on the CPU a stride-1 convolution runs at many times the rate of a transposed one,
-    and a filter costs as much as a convolution. Only an exact change of size by two is covered.
-    Merging weights and filter costs the same for a single pixel as for many.
-    """
-    if x.device.type != "cpu" or x.dtype is not torch.bfloat16:
-        return False
-    if x.shape[0] * x.shape[2] * x.shape[3] < FEWEST_PIXELS:
-        return False
-    grown = [w.shape[3] + filter_size(f)[0] - 2, w.shape[2] + filter_size(f)[1] - 2]
-    exact = [sides[0] + sides[1] == grown[0] + up - 1, sides[2] + sides[3] == grown[1] + up - 1]
-    return all(exact) and (up == 2 or x.shape[2] % 2 == x.shape[3] % 2 == 0)
-
-
-def _fused(x: Tensor, w: Tensor, f: Tensor, up: int, sides: Sequence[int]) -> Tensor:
-    """Resample by two and convolve as one stride-1 convolution between blocks of 2x2 pixels.
-
-    Filter (as it correlates) and weights are merged into one kernel, whose four phases become
-    channels: of the input when downsampling, of the output when upsampling.
-    """
-    f = torch.outer(f, f) if f.ndim == 1 else f
-    # Downsampling wants an even padding, upsampling an odd one: then all phases are aligned.
-    left, top = (side + (side + up - 1) % 2 for side in (sides[0], sides[2]))
-    kernel = _merge(w, f * up**2, left - sides[0], top - sides[2])
-    outputs, channels, high, wide = kernel.shape
-    phases = kernel.reshape(outputs, channels, high // 2, 2, wide // 2, 2)
-    before = [(left - up + 1) // 2, (top - up + 1) // 2]
-    around = [before[0], wide // 2 - 1 - before[0], before[1], high // 2 - 1 - before[1]]
-    if up == 1:
-        blocks = phases.permute(0, 3, 5, 1, 2, 4).reshape(outputs, -1, high // 2, wide // 2)
-        return _convolve(_space_to_depth(x), blocks, around)
-    # With an odd padding, output phase a meets the taps of parity 1 - a.
-    blocks = phases.flip([3, 5]).permute(0, 3, 5, 1, 2, 4)
-    blocks = blocks.reshape(-1, channels, high // 2, wide // 2)
-    return F.pixel_shuffle(_convolve(x, blocks, around), 2)
-
-
-def _merge(w: Tensor, f: Tensor, left: int, top: int) -> Tensor:
-    """Return the kernel that correlates with `f` and then with `w`, in float32 inside.
-
-    It begins with `left` and `top` taps of zero and has an even size.
-    """
-    high, wide = w.shape[2] + f.shape[0] - 1 + top, w.shape[3] + f.shape[1] - 1 + left
-    single = torch.eye(w[0, 0].numel(), device=w.device).reshape(-1, 1, *w.shape[2:])
-    spread = F.conv2d(single, f.flip([0, 1])[None, None], padding=(f.shape[0] - 1, f.shape[1] - 1))
-    spread = F.pad(spread, [left, wide % 2, top, high % 2])
-    merged = w.float().flatten(2) @ spread.flatten(1)
-    return merged.reshape(*w.shape[:2], *spread.shape[2:]).to(w.dtype)
-
-
-def _space_to_depth(x: Tensor) -> Tensor:
-    """Turn blocks of 2x2 pixels into channels, ordered (row, column, channel)."""
-    count, channels, high, wide = x.shape
-    x = x.permute(0, 2, 3, 1).reshape(count, high // 2, 2, wide // 2, 2, channels)
-    x = x.permute(0, 1, 3, 2, 4, 5).reshape(count, high // 2, wide // 2, 4 * channels)
-    return x.permute(0, 3, 1, 2)

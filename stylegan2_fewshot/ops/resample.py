@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from . import backend
 
+LANES = 16  # channels come in multiples of this for the kernels of the CPU
 Pair = int | Sequence[int]
 
 
@@ -76,10 +78,7 @@ def upfirdn2d(
     """
     if f is None:
         f = torch.ones(1, 1, device=x.device)
-    y: Tensor = _UpFirDn.apply(  # type: ignore[no-untyped-call]
-        x, f, as_pair(up), as_pair(down), as_padding(padding), flip_filter, float(gain)
-    )
-    return y
+    return _apply(x, f, as_pair(up), as_pair(down), as_padding(padding), flip_filter, float(gain))
 
 
 def filter2d(
@@ -156,17 +155,24 @@ def as_padding(value: Pair) -> tuple[int, int, int, int]:
     return left, right, top, bottom
 
 
+def _apply(x: Tensor, f: Tensor, *arguments: Any) -> Tensor:
+    is_transformed = torch._C._are_functorch_transforms_active()
+    function = _TransformedUpFirDn if is_transformed else _UpFirDn
+    y: Tensor = function.apply(x, f, *arguments)  # type: ignore[no-untyped-call]
+    return y
+
+
 class _UpFirDn(torch.autograd.Function):
     """The operation; its gradient is the same operation with up and down exchanged."""
 
     @staticmethod
-    def forward(x, f, up, down, padding, flip_filter, gain):  # type: ignore[no-untyped-def]
-        kernels = backend.kernels(x)
-        run = _plain if kernels is None else kernels.upfirdn2d
-        return run(x, f, up, down, padding, flip_filter, gain)
+    def forward(ctx, x, f, *arguments):  # type: ignore[no-untyped-def]
+        y = _run(x, f, *arguments)
+        _UpFirDn.remember(ctx, (x, f, *arguments), y)  # type: ignore[no-untyped-call]
+        return y
 
     @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    def remember(ctx, inputs, output):  # type: ignore[no-untyped-def]
         x, f, *ctx.arguments = inputs
         ctx.save_for_backward(f)
         ctx.sizes = (x.shape[-1], output.shape[-1]), (x.shape[-2], output.shape[-2])
@@ -180,15 +186,70 @@ class _UpFirDn(torch.autograd.Function):
             start = padding[2 * axis]
             mirrored.append(filter_size(f)[axis] - 1 - start)
             mirrored.append(before * up[axis] - after * down[axis] + start - up[axis] + 1)
-        dx = _UpFirDn.apply(dy, f, down, up, tuple(mirrored), not flip_filter, gain)  # type: ignore[no-untyped-call]
+        dx = _apply(dy, f, down, up, tuple(mirrored), not flip_filter, gain)
         return dx, None, None, None, None, None, None
+
+
+class _TransformedUpFirDn(torch.autograd.Function):
+    """The same inside a transform of torch.func, which takes a slower kind of function."""
+
+    backward = _UpFirDn.backward
+    setup_context = _UpFirDn.remember
+
+    @staticmethod
+    def forward(x, f, *arguments):  # type: ignore[no-untyped-def]
+        return _run(x, f, *arguments)
 
     @staticmethod
     def vmap(info, in_dims, x, *rest):  # type: ignore[no-untyped-def]
         """Take the images of all samples as one batch: fast, and free to choose the layout."""
         x = x.movedim(in_dims[0], 0)
-        y = _UpFirDn.apply(x.flatten(0, 1), *rest)  # type: ignore[no-untyped-call]
-        return y.unflatten(0, x.shape[:2]), 0
+        y = _apply(x.flatten(0, 1), *rest)
+        return y.reshape(*x.shape[:2], *y.shape[1:]), 0
+
+
+def _run(
+    x: Tensor,
+    f: Tensor,
+    up: tuple[int, int],
+    down: tuple[int, int],
+    padding: Sequence[int],
+    flip_filter: bool,
+    gain: float,
+) -> Tensor:
+    kernels, library = backend.kernels(x), backend.native(x)
+    if library is not None and x.shape[1] % LANES == 0:
+        return _native(library, x, f, up, down, padding, flip_filter, gain)
+    run = _plain if kernels is None else kernels.upfirdn2d
+    y: Tensor = run(x, f, up, down, padding, flip_filter, gain)
+    return y
+
+
+def _native(
+    library: Any,
+    x: Tensor,
+    f: Tensor,
+    up: tuple[int, int],
+    down: tuple[int, int],
+    padding: Sequence[int],
+    flip_filter: bool,
+    gain: float,
+) -> Tensor:
+    """The operation in C++, for images whose channels fill the processor's vectors."""
+    taps = (torch.outer(f, f) if f.ndim == 1 else f) * gain
+    taps = (taps if flip_filter else taps.flip([0, 1])).contiguous()
+    (wide, high), (left, right, top, bottom) = filter_size(taps), padding
+    size = [
+        (x.shape[2] * up[1] + top + bottom - high) // down[1] + 1,
+        (x.shape[3] * up[0] + left + right - wide) // down[0] + 1,
+    ]
+    pixels = x.permute(0, 2, 3, 1).contiguous()
+    y = x.new_empty(x.shape[0], *size, x.shape[1])
+    pairs = [(ctypes.c_int64 * 2)(*pair) for pair in (up[::-1], down[::-1], (top, left))]
+    images = x.dtype is torch.bfloat16, pixels.data_ptr(), *pixels.shape
+    threads = torch.get_num_threads()
+    library.upfirdn2d(*images, taps.data_ptr(), high, wide, *pairs, y.data_ptr(), *size, threads)
+    return y.permute(0, 3, 1, 2)
 
 
 def _plain(
