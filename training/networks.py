@@ -24,10 +24,11 @@ from stylegan2_fewshot.ops import (
     upsample2d,
 )
 from stylegan2_fewshot.ops.activations import ACTIVATIONS
-from stylegan2_fewshot.ops.backend import reduced_dtype
+from stylegan2_fewshot.ops.backend import has_native, reduced_dtype
+from stylegan2_fewshot.ops.native import LANES
 
 TAPS = (1, 3, 3, 1)
-WIDE = 64  # channels from which on float32 is channels-last on the CPU
+WIDE = 64  # channels from which on PyTorch's float32 is faster channels-last on the CPU
 _HALF = math.sqrt(0.5)  # keeps the variance of a residual sum
 
 
@@ -326,9 +327,10 @@ def _precision(
     """Return the arguments of `Tensor.to` for a block's activations."""
     dtype = reduced_dtype(device) if use_fp16 and not force_fp32 else torch.float32
     reduced = dtype is not torch.float32
-    # On the CPU, reduced precision is fast in this layout alone. Narrow layers of float32 keep the
-    # original's, and with it the rounding that the recorded gradients hang on.
-    last = reduced or channels >= WIDE if device.type == "cpu" else reduced and channels_last
+    if device.type == "cpu":  # reduced precision and our kernels are fast in this layout alone
+        last = reduced or channels >= (LANES if has_native() else WIDE)
+    else:
+        last = reduced and channels_last
     return dict(dtype=dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
 
 

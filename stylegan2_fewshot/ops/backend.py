@@ -68,20 +68,25 @@ def _select_native() -> str:
     return "Operations: PyTorch and C++ kernels on cpu."
 
 
-def native(x: Tensor) -> Any:
-    """Return the CPU's library, which serves `x`, or None for the plain path.
+def has_native() -> bool:
+    """Return whether the CPU's kernels run.
 
-    Without a `select` it is loaded at the first call; a failure is then a warning.
+    Without a `select` they are loaded at the first call; a failure is then a warning.
     """
-    if x.device.type != "cpu" or x.dtype not in _NATIVE_DTYPES:
-        return None
-    if torch._C._are_functorch_transforms_active():
-        return None
     if _NATIVE_IS_WANTED:
         line = _select_native()
         if _NATIVE is None:
             warnings.warn(line, stacklevel=2)
-    return _NATIVE
+    return _NATIVE is not None
+
+
+def native(x: Tensor) -> Any:
+    """Return the library of the CPU's kernels if it serves `x`, or None for the plain path."""
+    if x.device.type != "cpu" or x.dtype not in _NATIVE_DTYPES:
+        return None
+    if torch._C._are_functorch_transforms_active():
+        return None
+    return _NATIVE if has_native() else None
 
 
 def kernels(x: Tensor, *others: Tensor | None) -> Any:

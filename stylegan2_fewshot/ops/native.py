@@ -19,6 +19,7 @@ from ..files import replacing
 FOLDER = Path(__file__).parent / "cpu"
 SOURCES = ("winograd.cpp", "bias_act.cpp", "upfirdn2d.cpp")
 HEADERS = ("lanes.h",)
+LANES = 16  # channels of images come in multiples of this
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 COMPILERS = ("c++", "g++", "clang++")
 # Signatures in a letter an argument, the result first; see _TYPES.

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import backend
+from .native import LANES
 
-LANES = 16  # channels come in multiples of this for the kernels of the CPU
 Pair = int | Sequence[int]
 
 

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from . import backend
+from .native import LANES
 
-LANES = 16  # channels come in multiples of this
-FEWEST_PIXELS = 256  # for the transformation of the weights to pay
-FEWEST_PRODUCTS = 2**22
+FEWEST_PIXELS = 256  # for the transformation of many weights to pay
+FEW_WEIGHTS = 2**14
+FEWEST_PRODUCTS = 2**16
 FEWEST_CHANNELS_BF16 = 48
 Sides = tuple[int, ...]
 
@@ -39,10 +40,10 @@ def pays(x: Tensor, w: Tensor, sides: Sequence[int]) -> bool:
     if x.dtype is torch.bfloat16 and min(channels, outputs) < FEWEST_CHANNELS_BF16:
         return False
     high, wide = _size_after(x, sides)
-    pixels = x.shape[0] * high * wide
-    if min(high, wide) < 1 or pixels < FEWEST_PIXELS:
+    pixels, weights = x.shape[0] * high * wide, channels * outputs
+    if min(high, wide) < 1 or (pixels < FEWEST_PIXELS and weights > FEW_WEIGHTS):
         return False
-    if pixels * channels * outputs < FEWEST_PRODUCTS:
+    if pixels * weights < FEWEST_PRODUCTS:
         return False
     library = backend.native(x)
     if library is None:
@@ -143,6 +144,7 @@ def weight_gradient(library: Any, x: Tensor, dy: Tensor, sides: Sides) -> Tensor
 def _run(function: Any, x: Tensor, sides: Sides, *arguments: Any) -> None:
     """Call a function of the library, with the scratch that it asks for."""
     pixels, threads = x.permute(0, 2, 3, 1).contiguous(), torch.get_num_threads()
+    threads = min(threads, 1 + pixels.numel() // 2**16)
     images = x.dtype is torch.bfloat16, pixels.data_ptr(), *pixels.shape, sides[2], sides[0]
     size = function(*images, *arguments, None, threads)
     if size > _SCRATCH.memory.numel():  # kept: the system hands out much memory slowly

@@ -8,6 +8,7 @@
 namespace {
 
 constexpr int64_t BLOCK = 4096;  // numbers that one thread takes at a time
+constexpr int64_t MANY = 1 << 16;  // for more than one thread to pay
 
 struct Settings {
     float slope, gain, clamp;  // no clamp: infinity
@@ -26,7 +27,7 @@ struct Settings {
 // Call `run` with the first and the number of lanes, over `count` numbers.
 template <typename Run>
 void each(int64_t count, int32_t threads, Run run) {
-#pragma omp parallel for num_threads(threads) if (count > BLOCK)
+#pragma omp parallel for num_threads(threads) if (count > MANY)
     for (int64_t block = 0; block < count; block += BLOCK) {
         const int64_t end = std::min(block + BLOCK, count);
         for (int64_t i = block; i < end; i += LANES) run(i, std::min<int64_t>(LANES, end - i));
@@ -55,7 +56,7 @@ void forward(const T* x, const T* b, int64_t outer, int64_t channels, int64_t in
         }
         return;
     }
-#pragma omp parallel for num_threads(threads) if (outer * channels > BLOCK)
+#pragma omp parallel for num_threads(threads) if (outer * channels > MANY)
     for (int64_t o = 0; o < outer; ++o)
         for (int64_t c = 0; c < channels; c += LANES) {
             const int64_t count = std::min<int64_t>(LANES, channels - c), i = o * channels + c;

@@ -8,7 +8,8 @@
 
 namespace {
 
-constexpr int BLOCK = 4;  // vectors of channels that stay in registers
+constexpr int BLOCK = 4;          // vectors of channels that stay in registers
+constexpr int64_t MANY = 1 << 15;  // numbers, for more than one thread to pay
 
 // For every position of the output: where the taps that meet a pixel lie, and which they are.
 struct Axis {
@@ -32,7 +33,8 @@ template <typename T>
 void run(const T* x, int64_t count, int64_t high, int64_t wide, int64_t channels, const float* f,
          int64_t f_wide, const Axis& rows, const Axis& columns, T* y, int32_t threads) {
     const int64_t out_high = rows.taps.size(), out_wide = columns.taps.size();
-#pragma omp parallel for num_threads(threads)
+    const bool is_large = count * out_high * out_wide * channels > MANY;
+#pragma omp parallel for num_threads(threads) if (is_large)
     for (int64_t line = 0; line < count * out_high; ++line) {
         const T* image = x + line / out_high * high * wide * channels;
         T* to = y + line * out_wide * channels;
