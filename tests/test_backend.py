@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from stylegan2_fewshot.ops import backend, build
+from stylegan2_fewshot.ops import backend, build, native
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 COMPILER_OUTPUT = """Error building extension 'stylegan2_fewshot_kernels': [1/3] nvcc -c a.cu
@@ -29,10 +31,10 @@ FAILURES = {
 
 
 @pytest.fixture(autouse=True)
-def restored():
-    """Leave the plain path behind."""
-    yield
-    backend.select("torch", CPU)
+def restored(monkeypatch):
+    """Leave behind what was chosen before."""
+    for name in ("_KERNELS", "_NATIVE", "_NATIVE_IS_WANTED"):
+        monkeypatch.setattr(backend, name, getattr(backend, name))
 
 
 @pytest.fixture
@@ -73,11 +75,85 @@ def test_kernels_serve_the_gpu_alone(fake_gpu, mode):
     assert served(torch.ones(1)) is None
 
 
-@pytest.mark.parametrize(("mode", "device"), [("torch", GPU), ("torch", CPU), ("auto", CPU)])
-def test_pytorch_is_chosen(fake_gpu, mode, device):
+@pytest.mark.parametrize("device", [GPU, CPU])
+def test_pytorch_is_chosen(fake_gpu, device):
     backend.select("auto", GPU)
-    assert backend.select(mode, device) == f"Operations: PyTorch on {device.type}."
+    assert backend.select("torch", device) == f"Operations: PyTorch on {device.type}."
     assert served(on_gpu()) is None
+    assert backend.native(torch.ones(1)) is None
+
+
+def test_kernels_of_the_cpu_serve_it_alone(fake_gpu, monkeypatch):
+    backend.select("auto", GPU)
+    monkeypatch.setattr(native, "load", lambda: "library")
+    assert backend.select("auto", CPU) == "Operations: PyTorch and C++ kernels on cpu."
+    assert served(on_gpu()) is None
+    for dtype in (torch.float32, torch.bfloat16):
+        assert backend.native(torch.ones(1, dtype=dtype)) == "library"
+    for other in (torch.ones(1, dtype=torch.float64), torch.ones(1, device="meta")):
+        assert backend.native(other) is None
+
+
+def test_without_a_choice_kernels_of_the_cpu_are_loaded_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(native, "load", lambda: calls.append(1) or "library")
+    monkeypatch.setattr(backend, "_NATIVE_IS_WANTED", True)
+    assert backend.native(torch.ones(1)) == backend.native(torch.ones(2)) == "library"
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("is_chosen", [True, False])
+def test_without_kernels_of_the_cpu_it_goes_on_and_says_why(monkeypatch, is_chosen):
+    def load():
+        raise RuntimeError("no C++ compiler was found; install g++")
+
+    monkeypatch.setattr(native, "load", load)
+    monkeypatch.setattr(backend, "_NATIVE_IS_WANTED", True)
+    reason = "PyTorch on cpu, slower than with our kernels, which failed: no C++ compiler"
+    if is_chosen:
+        assert reason in backend.select("auto", CPU)
+    else:
+        with pytest.warns(UserWarning, match=re.escape(reason)):
+            assert backend.native(torch.ones(1)) is None
+    assert backend.native(torch.ones(1)) is None  # and no second warning
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    if not any(map(shutil.which, native.COMPILERS)):
+        pytest.skip("no C++ compiler is installed")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_library_of_the_cpu_is_compiled_once(own_cache, monkeypatch):
+    native.load()
+    (path,) = own_cache.rglob("*.so")
+    monkeypatch.setattr(native, "_compile", None)
+    native.load()
+    monkeypatch.setattr(native, "_processor", lambda: "another")
+    with pytest.raises(TypeError):  # compiles for another processor
+        native.load()
+    assert [file for file in own_cache.rglob("*") if file.is_file()] == [path]
+
+
+def test_compilers_complaint_is_shown_and_nothing_kept(own_cache, monkeypatch):
+    broken = own_cache / "broken.cpp"
+    broken.write_text("int f() { return unknown; }\n")
+    monkeypatch.setattr(native, "SOURCES", (str(broken),))
+    with pytest.raises(RuntimeError, match=r"error: .unknown. was not declared"):
+        native.load()
+    assert [file for file in own_cache.rglob("*") if file.is_file()] == [broken]
+    monkeypatch.setattr(native, "COMPILERS", ())
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(RuntimeError, match="no C\\+\\+ compiler was found; install g\\+\\+"):
+        native.load()
+
+
+def test_wrong_library_of_the_cpu_is_not_used(own_cache, monkeypatch):
+    monkeypatch.setattr(native, "TOLERANCE", 0.0)
+    with pytest.raises(RuntimeError, match="is off by"):
+        native.load()
 
 
 @pytest.mark.parametrize("output", FAILURES)

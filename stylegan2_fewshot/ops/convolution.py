@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -113,12 +114,32 @@ def modulated_conv2d(
     if fused_modconv:
         y = _per_image(x, weight, styles, scale, arguments)
         return y if noise is None else y + noise.to(y.dtype)
-    y = conv2d_resample(x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype), **arguments)
+    scaled = x * (factors := styles.to(x.dtype)[:, :, None, None])
+    with _recomputing(scaled, x, factors):
+        y = conv2d_resample(scaled, weight.to(x.dtype), **arguments)
     noise = None if noise is None else noise.to(y.dtype)
     if scale is None:
         return y if noise is None else y + noise
     scale = scale.to(y.dtype)[:, :, None, None]
     return y * scale if noise is None else torch.addcmul(noise, y, scale)
+
+
+def _recomputing(scaled: Tensor, x: Tensor, factors: Tensor) -> AbstractContextManager[Any]:
+    """Let the graph keep no `scaled`, which is `x * factors`, but compute it again.
+
+    The graph keeps those two for their own gradients.
+    """
+    if x.device.type != "cpu" or torch._C._are_functorch_transforms_active():
+        return nullcontext()
+    address, shape = scaled.data_ptr(), scaled.shape
+
+    def pack(tensor: Tensor) -> Tensor | None:
+        return None if tensor.data_ptr() == address and tensor.shape == shape else tensor
+
+    def unpack(kept: Tensor | None) -> Tensor:
+        return x.detach() * factors.detach() if kept is None else kept
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
 def _demodulation(weight: Tensor, styles: Tensor) -> Tensor:
