@@ -11,46 +11,54 @@ namespace {
 constexpr int BLOCK = 4;          // vectors of channels that stay in registers
 constexpr int64_t MANY = 1 << 15;  // numbers, for more than one thread to pay
 
-// For every position of the output: where the taps that meet a pixel lie, and which they are.
-struct Axis {
-    struct Tap {
-        int64_t pixel, tap;
-    };
-    std::vector<std::vector<Tap>> taps;
-
-    Axis(int64_t size, int64_t out_size, int64_t count, int64_t up, int64_t down, int64_t before)
-        : taps(out_size) {
-        for (int64_t i = 0; i < out_size; ++i)
-            for (int64_t tap = 0; tap < count; ++tap) {
-                const int64_t place = i * down + tap - before;
-                if (place >= 0 && place < size * up && place % up == 0)
-                    taps[i].push_back({place / up, tap});
-            }
-    }
+struct Tap {
+    int64_t pixel, tap;
 };
+
+// For every position of the output: the pixels that it sees, and through which taps.
+std::vector<std::vector<Tap>> taps_along(int64_t size, int64_t out_size, int64_t count, int64_t up,
+                                         int64_t down, int64_t before) {
+    std::vector<std::vector<Tap>> taps(out_size);
+    for (int64_t i = 0; i < out_size; ++i)
+        for (int64_t tap = 0; tap < count; ++tap) {
+            const int64_t place = i * down + tap - before;
+            if (place >= 0 && place < size * up && place % up == 0)
+                taps[i].push_back({place / up, tap});
+        }
+    return taps;
+}
+
+// One pixel of the output, VECTORS of its channels.
+template <int VECTORS, typename T>
+inline void filter(const T* image, int64_t line, int64_t channels, const float* f, int64_t f_wide,
+                   const std::vector<Tap>& down, const std::vector<Tap>& across, T* to) {
+    Lanes sums[VECTORS] = {};
+    for (const Tap& row : down)
+        for (const Tap& column : across) {
+            const float factor = f[row.tap * f_wide + column.tap];
+            const T* from = image + row.pixel * line + column.pixel * channels;
+            for (int i = 0; i < VECTORS; ++i) sums[i] += factor * load(from + i * LANES);
+        }
+    for (int i = 0; i < VECTORS; ++i) store(to + i * LANES, sums[i]);
+}
 
 template <typename T>
 void run(const T* x, int64_t count, int64_t high, int64_t wide, int64_t channels, const float* f,
-         int64_t f_wide, const Axis& rows, const Axis& columns, T* y, int32_t threads) {
-    const int64_t out_high = rows.taps.size(), out_wide = columns.taps.size();
+         int64_t f_wide, const std::vector<std::vector<Tap>>& rows,
+         const std::vector<std::vector<Tap>>& columns, T* y, int32_t threads) {
+    const int64_t out_high = rows.size(), out_wide = columns.size(), line = wide * channels;
     const bool is_large = count * out_high * out_wide * channels > MANY;
 #pragma omp parallel for num_threads(threads) if (is_large)
-    for (int64_t line = 0; line < count * out_high; ++line) {
-        const T* image = x + line / out_high * high * wide * channels;
-        T* to = y + line * out_wide * channels;
-        for (const auto& across : columns.taps) {
-            for (int64_t c = 0; c < channels; c += BLOCK * LANES) {
-                const int64_t vectors = std::min<int64_t>(BLOCK, (channels - c) / LANES);
-                Lanes sums[BLOCK] = {};
-                for (const auto& row : rows.taps[line % out_high])
-                    for (const auto& column : across) {
-                        const float factor = f[row.tap * f_wide + column.tap];
-                        const T* from = image + (row.pixel * wide + column.pixel) * channels + c;
-                        for (int64_t i = 0; i < vectors; ++i)
-                            sums[i] += factor * load(from + i * LANES);
-                    }
-                for (int64_t i = 0; i < vectors; ++i) store(to + c + i * LANES, sums[i]);
-            }
+    for (int64_t number = 0; number < count * out_high; ++number) {
+        const T* image = x + number / out_high * high * line;
+        const auto& down = rows[number % out_high];
+        T* to = y + number * out_wide * channels;
+        for (const auto& across : columns) {
+            int64_t c = 0;
+            for (; c + BLOCK * LANES <= channels; c += BLOCK * LANES)
+                filter<BLOCK>(image + c, line, channels, f, f_wide, down, across, to + c);
+            for (; c < channels; c += LANES)
+                filter<1>(image + c, line, channels, f, f_wide, down, across, to + c);
             to += channels;
         }
     }
@@ -66,8 +74,8 @@ void upfirdn2d(int32_t reduced, const void* x, int64_t count, int64_t high, int6
                int64_t channels, const float* f, int64_t f_high, int64_t f_wide, const int64_t* up,
                const int64_t* down, const int64_t* before, void* y, int64_t out_high,
                int64_t out_wide, int32_t threads) {
-    const Axis rows(high, out_high, f_high, up[0], down[0], before[0]);
-    const Axis columns(wide, out_wide, f_wide, up[1], down[1], before[1]);
+    const auto rows = taps_along(high, out_high, f_high, up[0], down[0], before[0]);
+    const auto columns = taps_along(wide, out_wide, f_wide, up[1], down[1], before[1]);
     if (reduced)
         run((const bfloat16*)x, count, high, wide, channels, f, f_wide, rows, columns,
             (bfloat16*)y, threads);

@@ -401,8 +401,9 @@ int64_t choose(int32_t reduced, int64_t pixels, Run run) {
 
 extern "C" {
 
+// Whether images may be bfloat16. With AMX, PyTorch's own convolution is faster.
 int32_t winograd_has_bfloat16() {
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
     return 1;
 #else
     return 0;
