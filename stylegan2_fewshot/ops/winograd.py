@@ -21,6 +21,7 @@ from .native import LANES
 FEWEST_PIXELS = 256  # for the transformation of many weights to pay
 FEW_WEIGHTS = 2**14
 FEWEST_PRODUCTS = 2**16
+FEW_NUMBERS = 2**17  # for another thread to pay
 FEWEST_CHANNELS_BF16 = 48
 Sides = tuple[int, ...]
 
@@ -144,7 +145,7 @@ def weight_gradient(library: Any, x: Tensor, dy: Tensor, sides: Sides) -> Tensor
 def _run(function: Any, x: Tensor, sides: Sides, *arguments: Any) -> None:
     """Call a function of the library, with the scratch that it asks for."""
     pixels, threads = x.permute(0, 2, 3, 1).contiguous(), torch.get_num_threads()
-    threads = min(threads, 1 + pixels.numel() // 2**16)
+    threads = min(threads, 1 + pixels.numel() // FEW_NUMBERS)
     images = x.dtype is torch.bfloat16, pixels.data_ptr(), *pixels.shape, sides[2], sides[0]
     size = function(*images, *arguments, None, threads)
     if size > _SCRATCH.memory.numel():  # kept: the system hands out much memory slowly

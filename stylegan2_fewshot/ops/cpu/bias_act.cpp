@@ -7,8 +7,8 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 4096;  // numbers that one thread takes at a time
-constexpr int64_t MANY = 1 << 16;  // for more than one thread to pay
+constexpr int64_t BLOCK = 4096;    // numbers that one thread takes at a time
+constexpr int64_t MANY = 1 << 18;  // for more than one thread to pay
 
 struct Settings {
     float slope, gain, clamp;  // no clamp: infinity
@@ -24,16 +24,6 @@ struct Settings {
     }
 };
 
-// Call `run` with the first and the number of lanes, over `count` numbers.
-template <typename Run>
-void each(int64_t count, int32_t threads, Run run) {
-#pragma omp parallel for num_threads(threads) if (count > MANY)
-    for (int64_t block = 0; block < count; block += BLOCK) {
-        const int64_t end = std::min(block + BLOCK, count);
-        for (int64_t i = block; i < end; i += LANES) run(i, std::min<int64_t>(LANES, end - i));
-    }
-}
-
 template <typename T>
 inline Lanes get(const T* from, int64_t count) {
     return count == LANES ? load(from) : load(from, count);
@@ -43,31 +33,36 @@ inline void put(T* to, Lanes value, int64_t count) {
     count == LANES ? store(to, value) : store(to, value, count);
 }
 
+// Call `run` with the line, the place in it, and the number of lanes.
+template <typename Run>
+void each(int64_t lines, int64_t length, int32_t threads, Run run) {
+#pragma omp parallel for num_threads(threads) if (lines * length > MANY)
+    for (int64_t line = 0; line < lines; ++line)
+        for (int64_t i = 0; i < length; i += LANES)
+            run(line, line * length + i, std::min<int64_t>(LANES, length - i));
+}
+
 template <typename T>
 void forward(const T* x, const T* b, int64_t outer, int64_t channels, int64_t inner, Settings s,
              T* y, int32_t threads) {
-    if (!b || inner > 1) {  // one bias for a line of numbers, or none
-        const int64_t line = b ? inner : outer * channels * inner;
-        for (int64_t start = 0; start < outer * channels * inner; start += line) {
-            const float bias = b ? number(b[start / line % channels]) : 0.0f;
-            each(line, threads, [&](int64_t i, int64_t count) {
-                put(y + start + i, s.forward(get(x + start + i, count) + bias), count);
-            });
-        }
-        return;
-    }
-#pragma omp parallel for num_threads(threads) if (outer * channels > MANY)
-    for (int64_t o = 0; o < outer; ++o)
-        for (int64_t c = 0; c < channels; c += LANES) {
-            const int64_t count = std::min<int64_t>(LANES, channels - c), i = o * channels + c;
-            put(y + i, s.forward(get(x + i, count) + get(b + c, count)), count);
-        }
+    if (inner > 1)
+        each(outer * channels, inner, threads, [&](int64_t line, int64_t i, int64_t count) {
+            const float bias = b ? number(b[line % channels]) : 0.0f;
+            put(y + i, s.forward(get(x + i, count) + bias), count);
+        });
+    else
+        each(outer, channels, threads, [&](int64_t line, int64_t i, int64_t count) {
+            const Lanes bias = b ? get(b + i - line * channels, count) : Lanes{};
+            put(y + i, s.forward(get(x + i, count) + bias), count);
+        });
 }
 
 template <typename T>
 void gradient(const T* dy, const T* y, int64_t count, Settings s, T* dx, int32_t threads) {
-    each(count, threads, [&](int64_t i, int64_t n) {
-        put(dx + i, s.gradient(get(dy + i, n), get(y + i, n)), n);
+    const int64_t lines = (count + BLOCK - 1) / BLOCK;
+    each(lines, BLOCK, threads, [&](int64_t, int64_t i, int64_t lanes) {
+        const int64_t n = std::min(lanes, count - i);
+        if (n > 0) put(dx + i, s.gradient(get(dy + i, n), get(y + i, n)), n);
     });
 }
 

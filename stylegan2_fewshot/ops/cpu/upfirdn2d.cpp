@@ -9,7 +9,7 @@
 namespace {
 
 constexpr int BLOCK = 4;          // vectors of channels that stay in registers
-constexpr int64_t MANY = 1 << 15;  // numbers, for more than one thread to pay
+constexpr int64_t MANY = 1 << 17;  // numbers, for more than one thread to pay
 
 struct Tap {
     int64_t pixel, tap;

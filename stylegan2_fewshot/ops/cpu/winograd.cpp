@@ -248,14 +248,13 @@ struct Work {
     void pack(const Kernels<T>& w, int64_t first, int64_t channel, float* to) const {
         Lanes points[DEPTH][POINTS];
         for (int part = 0; part < DEPTH; ++part) {
-            Lanes taps[9], half[3 * IN];
+            Lanes taps[9];
             for (int tap = 0; tap < 9; ++tap) {
                 const T* from = w.data + first * w.by_output + (channel + part) * w.by_channel +
                                 tap / 3 * w.by_row + tap % 3 * w.by_column;
                 for (int i = 0; i < LANES; ++i) taps[tap][i] = number(from[i * w.by_output]);
             }
-            for (int i = 0; i < 3; ++i) F::kernel(taps + i, 3, half + i, 3);
-            for (int i = 0; i < IN; ++i) F::kernel(half + 3 * i, 1, points[part] + IN * i, 1);
+            both_ways<3, IN>(F::kernel, taps, points[part]);
         }
         const int64_t panel = first / COLUMNS * w.channels / DEPTH + channel / DEPTH;
         to += panel * COLUMNS + first % COLUMNS;
@@ -316,10 +315,9 @@ struct Work {
         int64_t offsets[OUT * OUT];
         out.find(tile, OUT, offsets);
         for (int64_t c = 0; c < out.channels; c += LANES) {
-            Lanes points[POINTS], half[OUT * IN], pixels[OUT * OUT];
+            Lanes points[POINTS], pixels[OUT * OUT];
             for (int i = 0; i < POINTS; ++i) points[i] = load(m.at(i, row, c));
-            for (int i = 0; i < IN; ++i) F::output(points + i, IN, half + i, IN);
-            for (int i = 0; i < OUT; ++i) F::output(half + IN * i, 1, pixels + OUT * i, 1);
+            both_ways<IN, OUT>(F::output, points, pixels);
             for (int i = 0; i < OUT * OUT; ++i)
                 if (offsets[i] >= 0) store(y + offsets[i] + c, pixels[i]);
         }
@@ -337,8 +335,8 @@ struct Work {
                 const int64_t units = (std::min(block, tiles - start) + DEPTH - 1) / DEPTH;
 #pragma omp for
                 for (int64_t t = 0; t < units; ++t) {
-                    pair<IN, IN>(F::input, x, in, start + t * DEPTH, v, t);
-                    pair<OUT, IN>(F::gradient, g, out, start + t * DEPTH, d, t);
+                    pair<IN>(F::input, x, in, start + t * DEPTH, v, t);
+                    pair<OUT>(F::gradient, g, out, start + t * DEPTH, d, t);
                 }
 #pragma omp for collapse(2)
                 for (int point = 0; point < POINTS; ++point)
@@ -356,7 +354,7 @@ struct Work {
     }
 
     // Both sides of the tiles of one unit, into a row of every matrix.
-    template <int FROM, int TO, typename Map>
+    template <int FROM, typename Map>
     void pair(Map map, const T* x, const Images& images, int64_t tile, const Planes& v,
               int64_t row) const {
         int64_t offsets[DEPTH][FROM * FROM];
@@ -365,11 +363,10 @@ struct Work {
             else std::fill_n(offsets[part], FROM * FROM, -1);
         }
         for (int64_t c = 0; c < images.channels; c += LANES) {
-            Lanes d[FROM * FROM], half[TO * FROM], points[DEPTH][POINTS];
+            Lanes d[FROM * FROM], points[DEPTH][POINTS];
             for (int part = 0; part < DEPTH; ++part) {
                 read(x, offsets[part], FROM * FROM, c, d);
-                for (int i = 0; i < FROM; ++i) map(d + i, FROM, half + i, FROM);
-                for (int i = 0; i < TO; ++i) map(half + FROM * i, 1, points[part] + TO * i, 1);
+                both_ways<FROM, IN>(map, d, points[part]);
             }
             for (int i = 0; i < POINTS; ++i)
                 store(v.at(i, row, c), unit(points[0][i], points[DEPTH - 1][i]));
@@ -378,11 +375,10 @@ struct Work {
 
     // G' u G of LANES input channels, into [channel, 3, 3].
     void unpack(const Planes& u, int64_t output, int64_t channel, T* to) const {
-        Lanes points[POINTS], half[3 * IN], taps[9];
+        Lanes points[POINTS], taps[9];
         T line[LANES];
         for (int i = 0; i < POINTS; ++i) points[i] = load(u.at(i, output, channel));
-        for (int i = 0; i < IN; ++i) F::kernel_back(points + i, IN, half + i, IN);
-        for (int i = 0; i < 3; ++i) F::kernel_back(half + IN * i, 1, taps + 3 * i, 1);
+        both_ways<IN, 3>(F::kernel_back, points, taps);
         for (int tap = 0; tap < 9; ++tap) {
             store(line, taps[tap]);
             for (int i = 0; i < LANES; ++i) to[i * 9 + tap] = line[i];
