@@ -17,6 +17,7 @@ from training import presets, run_dir
 COUNT = click.IntRange(min=1)
 NOT_NEGATIVE = click.FloatRange(min=0)
 POSITIVE = click.FloatRange(min=0, min_open=True)
+SEED = click.IntRange(min=0, max=2**31 - 1)
 FOLDER_OR_FILE = click.Path(exists=True)
 
 
@@ -28,7 +29,7 @@ FOLDER_OR_FILE = click.Path(exists=True)
 @click.option("--snap", type=COUNT, default=50, help="Ticks between snapshots.", show_default=True)
 @click.option("--tick", type=POSITIVE, help="kimg between status lines.  [default: 4]")
 @click.option("--kimg", type=COUNT, help="Duration; 25000, or 100000 with --cfg=cifar.")
-@click.option("--seed", type=int, default=0, help="Seed of all that is random.", show_default=True)
+@click.option("--seed", type=SEED, default=0, help="Seed of all that is random.", show_default=True)
 @click.option("-n", "--dry-run", is_flag=True, help="Print the options as JSON, and end.")
 @click.option("--fresh", is_flag=True, help="Start anew even where an equal run was interrupted.")
 @click.option("--metrics", default="fid50k_full", help="Names, or none.", show_default=True)
@@ -59,7 +60,12 @@ FOLDER_OR_FILE = click.Path(exists=True)
 # Machine.
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto")
-@click.option("--ops", type=click.Choice(MODES), default="auto", help="What runs the operations.")
+@click.option(
+    "--ops",
+    type=click.Choice(MODES),
+    default="auto",
+    help="Operations: our kernels where they compile, CUDA's or an error, or PyTorch's alone.",
+)
 @click.option("--fp32", type=bool, help="Same as --precision=fp32.")
 @click.option(
     "--nhwc", type=bool, default=False, help="Channels last in layers of reduced precision."

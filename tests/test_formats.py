@@ -544,6 +544,13 @@ def test_noise_raises_nothing_else(tmp_path_factory, start, rest):
 # The command.
 
 
+def test_conditions_go_along(tmp_path):
+    source = saved(tmp_path, **networks())
+    source.with_suffix(".prior.npz").write_bytes(b"conditions")
+    assert run_convert(source, tmp_path / "other.safetensors").exit_code == 0
+    assert (tmp_path / "other.prior.npz").read_bytes() == b"conditions"
+
+
 def test_command_refuses_an_unknown_suffix(tmp_path):
     result = run_convert(saved(tmp_path, **networks()), tmp_path / "x.h5")
     assert result.exit_code == 2

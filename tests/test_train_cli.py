@@ -142,6 +142,7 @@ def test_world_size_of_torchrun_counts(dry_run, monkeypatch):
         ("--batch=12 --batch-gpu=8", "a multiple of 8 images on each of 1 GPUs; change it or"),
         ("--batch=6", "--mbstd-group=4 must divide the 6 images per GPU; change it, --batch"),
         ("--resume=nowhere.pkl", "--resume=nowhere.pkl: no such file; give a path, a URL, or one"),
+        ("--seed=-1", "'--seed': -1 is not in the range 0<=x<=2147483647"),
         ("--subset=7", "--subset=7: there are 6 images; ask for fewer"),
         ("--fp32=1 --precision=bf16", "--fp32 contradicts --precision=bf16; drop one"),
         ("--aug=fixed", "--p"),

@@ -225,6 +225,20 @@ def test_resume_takes_the_networks_of_a_pickle(uninterrupted, tiny_options, tmp_
     assert "ewc.anchor_G" in state.plugins.state_dict()
 
 
+@pytest.mark.parametrize("nhwc", [True, False])
+def test_a_source_is_channels_last_where_asked(tiny_options, tmp_path, nhwc):
+    reduced = {"num_fp16_res": 1, "channel_base": 128, "channel_max": 8}
+    G = networks.Generator(8, 0, 8, 16, 3, synthesis_kwargs=reduced)
+    D = networks.Discriminator(0, 16, 3, epilogue_kwargs={"mbstd_group_size": 2}, **reduced)
+    pickles.save(tmp_path / "source.pkl", G=G, D=D, G_ema=G)
+    options = {**tiny_options, "resume": str(tmp_path / "source.pkl"), "nhwc": nhwc}
+    dataset = training_loop.ImageDataset(**options["dataset"])
+    state, _ = training_loop.construct(options, dataset, CPU)
+    for blocks in (state.G.synthesis.b16, state.G_ema.synthesis.b16, state.D.b16):
+        assert blocks.channels_last == nhwc
+    assert not state.G.synthesis.b8.channels_last
+
+
 def test_contradicting_the_source_is_refused(uninterrupted, tiny_options):
     source = str(uninterrupted / "network-snapshot-000000.pkl")
     options = {**tiny_options, "resume": source, "explicit": {"G.z_dim": "--zdim=9"}}

@@ -61,11 +61,20 @@ def networks(
         _refuse_misfit(options, dataset, source.G)
         for key, net in zip("GD", found[:2], strict=True):
             _refuse_contradiction(options, key, net)
+        if options["nhwc"]:
+            for net in found:
+                _use_channels_last(net)
         if dataset.label_dim and not source.G.c_dim:
             before = tuple(net.to(device) for net in found[:2])
             found = tuple(widened(net, dataset.label_dim) for net in found)
     G, D, G_ema = (net.train().requires_grad_(False).to(device) for net in found)
     return G, D, G_ema, path, before
+
+
+def _use_channels_last(net: nn.Module) -> None:
+    for block in net.modules():
+        if getattr(block, "use_fp16", False):
+            block.channels_last = True
 
 
 def _refuse_misfit(options: Mapping[str, Any], dataset: ImageDataset, G: nn.Module) -> None:

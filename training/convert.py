@@ -7,10 +7,12 @@ from pathlib import Path
 
 import click
 
+from stylegan2_fewshot.files import replacing
 from stylegan2_fewshot.filter_bank import banks_of
 from stylegan2_fewshot.options import Command
+from stylegan2_fewshot.prior import instances
 
-from . import pickles
+from . import pickles, sources
 from .formats import onnx_export, rosinality, safetensors_file
 from .pickles import NetworkPickle
 
@@ -71,6 +73,10 @@ def main(source: str, target: Path) -> None:
             f"OUT={target}: holds no filter banks; make an ordinary network of one route first: "
             f"python -m stylegan2_fewshot.bank_export {source} ROUTE.pkl --route=mean"
         )
+    conditions = instances.companion(sources.fetch(source))
+    if conditions.is_file():  # generate.py looks for them beside the network
+        with replacing(instances.companion(target)) as copy:
+            copy.write(conditions.read_bytes())
     written = WRITERS[target.suffix](target, nets)
     click.echo(f"{target}: {written}")
 
