@@ -101,15 +101,16 @@ def set_up() -> None:
         raise SystemExit("the original has no bf16; compare with --precision=fp16 or fp32")
 
 
-def operations() -> tuple[Any, Any]:
+def operations() -> tuple[Any, Any, Any]:
     if IS_OURS:
-        from stylegan2_fewshot.ops import bias_act, upfirdn2d
+        from stylegan2_fewshot.ops import bias_act, conv2d_resample, upfirdn2d
 
-        return upfirdn2d, bias_act
+        return upfirdn2d, bias_act, conv2d_resample
     from torch_utils.ops import bias_act as bias_act_module  # type: ignore[import-not-found]
+    from torch_utils.ops import conv2d_resample as conv2d_module
     from torch_utils.ops import upfirdn2d as upfirdn2d_module
 
-    return upfirdn2d_module.upfirdn2d, bias_act_module.bias_act
+    return upfirdn2d_module.upfirdn2d, bias_act_module.bias_act, conv2d_module.conv2d_resample
 
 
 def time_ops() -> None:
@@ -133,7 +134,7 @@ def time_ops() -> None:
 
 
 def calls(x: Tensor) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    upfirdn2d, bias_act = operations()
+    upfirdn2d, bias_act, conv2d_resample = operations()
     f = torch.tensor([1.0, 3.0, 3.0, 1.0], device=DEVICE) / 8
     f = torch.outer(f, f)
     b = torch.zeros(x.shape[1], device=DEVICE, dtype=x.dtype)
@@ -145,6 +146,8 @@ def calls(x: Tensor) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     yield "upfirdn2d filter", lambda: upfirdn2d(x, f, padding=[2, 1, 2, 1])
     yield "bias_act lrelu", lambda: bias_act(x, b, act="lrelu", clamp=256)
     yield "bias_act swish", lambda: bias_act(x, b, act="swish")
+    w = torch.randn(x.shape[1], x.shape[1], 3, 3, device=DEVICE, dtype=x.dtype)
+    yield "3x3 convolution", lambda: conv2d_resample(x, w, padding=1)
 
 
 def augment_pipe(p: float) -> Any:

@@ -8,7 +8,6 @@
 
 namespace {
 
-constexpr int BLOCK = 4;          // vectors of channels that stay in registers
 constexpr int64_t MANY = 1 << 17;  // numbers, for more than one thread to pay
 
 struct Tap {
@@ -55,9 +54,11 @@ void run(const T* x, int64_t count, int64_t high, int64_t wide, int64_t channels
         T* to = y + number * out_wide * channels;
         for (const auto& across : columns) {
             int64_t c = 0;
-            for (; c + BLOCK * LANES <= channels; c += BLOCK * LANES)
-                filter<BLOCK>(image + c, line, channels, f, f_wide, down, across, to + c);
-            for (; c < channels; c += LANES)
+            for (; c + 4 * LANES <= channels; c += 4 * LANES)
+                filter<4>(image + c, line, channels, f, f_wide, down, across, to + c);
+            for (; c + 2 * LANES <= channels; c += 2 * LANES)
+                filter<2>(image + c, line, channels, f, f_wide, down, across, to + c);
+            if (c < channels)
                 filter<1>(image + c, line, channels, f, f_wide, down, across, to + c);
             to += channels;
         }
