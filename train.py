@@ -64,7 +64,7 @@ FOLDER_OR_FILE = click.Path(exists=True)
     "--ops",
     type=click.Choice(MODES),
     default="auto",
-    help="Operations: our kernels where they compile, CUDA's or an error, or PyTorch's alone.",
+    help="auto: our kernels, where they compile; cuda: or an error; torch: PyTorch alone.",
 )
 @click.option("--fp32", type=bool, help="Same as --precision=fp32.")
 @click.option(

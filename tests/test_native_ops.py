@@ -217,6 +217,18 @@ def test_modulated_convolution_and_derivatives(library):
         expect_close(got, want, torch.float32)
 
 
+def test_the_graph_keeps_no_modulated_images(library):
+    x, w, s = torch.randn(4, 32, 8, 8), torch.randn(32, 32, 3, 3), torch.randn(4, 32)
+    for tensor in (x, w, s):
+        tensor.requires_grad_()
+    nodes = [ops.modulated_conv2d(x, w, s, padding=1, fused_modconv=False).grad_fn]
+    while not nodes[-1].name().startswith("_Convolution"):
+        nodes.append(nodes[-1].next_functions[0][0])
+    one, other = (nodes[-1].saved_tensors[0] for _ in range(2))
+    assert one.data_ptr() != other.data_ptr()  # made anew
+    assert torch.equal(one, other) and torch.equal(one, x * s[:, :, None, None])
+
+
 def test_threads_do_not_change_a_bit(library):
     threads = torch.get_num_threads()
     x, w = torch.randn(4, 48, 33, 31), torch.randn(64, 48, 3, 3)

@@ -26,6 +26,7 @@ constexpr int ROWS = 6;
 constexpr int COLUMNS = 2 * LANES;  // ROWS x COLUMNS sums stay in registers
 constexpr int64_t SPACING = 16;     // floats between rows, against conflicts in the cache
 constexpr int64_t OWN_CACHE = 4 << 20, SHARED_CACHE = 16 << 20;
+constexpr int64_t RUN = 64;        // products that are summed in order: short runs round less
 constexpr int64_t FEW_PIXELS = 256 * 16;
 constexpr float ROOT_HALF = 0.70710678f, ROOT_TWO = 1.41421356f;
 
@@ -185,19 +186,24 @@ inline void accumulate(Lanes&, float, Lanes, bfloat16) {}  // see winograd_has_b
 template <typename T, bool ADD>
 inline void multiply(const float* a, int64_t a_row, int64_t a_depth, const float* b,
                      int64_t b_depth, int64_t depth, float* c, int64_t c_row) {
-    Lanes sums[ROWS][2] = {};
-    for (int64_t d = 0; d < depth; ++d, a += a_depth, b += b_depth) {
-        const Lanes left = load(b), right = load(b + LANES);
+    for (int64_t start = 0; start < depth; start += RUN) {
+        Lanes sums[ROWS][2] = {};
+        const int64_t end = std::min(start + RUN, depth);
+        for (int64_t d = start; d < end; ++d, a += a_depth, b += b_depth) {
+            const Lanes left = load(b), right = load(b + LANES);
+#pragma GCC unroll 12
+            for (int r = 0; r < ROWS; ++r) {
+                accumulate(sums[r][0], a[r * a_row], left, T{});
+                accumulate(sums[r][1], a[r * a_row], right, T{});
+            }
+        }
+        const bool is_more = ADD || start > 0;
 #pragma GCC unroll 12
         for (int r = 0; r < ROWS; ++r) {
-            accumulate(sums[r][0], a[r * a_row], left, T{});
-            accumulate(sums[r][1], a[r * a_row], right, T{});
+            float* to = c + r * c_row;
+            store(to, is_more ? load(to) + sums[r][0] : sums[r][0]);
+            store(to + LANES, is_more ? load(to + LANES) + sums[r][1] : sums[r][1]);
         }
-    }
-#pragma GCC unroll 12
-    for (int r = 0; r < ROWS; ++r, c += c_row) {
-        store(c, ADD ? load(c) + sums[r][0] : sums[r][0]);
-        store(c + LANES, ADD ? load(c + LANES) + sums[r][1] : sums[r][1]);
     }
 }
 
