@@ -111,7 +111,8 @@ class FullyConnectedLayer(Network):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = (self.weight * self.weight_gain).to(x.dtype)
-        bias = None if self.bias is None else (self.bias * self.bias_gain).to(x.dtype)
+        bias = self.bias if self.bias is None or self.bias_gain == 1 else self.bias * self.bias_gain
+        bias = None if bias is None else bias.to(x.dtype)
         if self.activation == "linear":
             return nn.functional.linear(x, weight, bias)
         return bias_act(x @ weight.t(), bias, act=self.activation)

@@ -20,6 +20,8 @@ from .resample import (
     upfirdn2d,
 )
 
+MUCH_MEMORY = 2**19  # numbers that are worth computing again
+
 
 def conv2d_resample(
     x: Tensor,
@@ -129,7 +131,8 @@ def _recomputing(scaled: Tensor, x: Tensor, factors: Tensor) -> AbstractContextM
 
     The graph keeps those two for their own gradients.
     """
-    if x.device.type != "cpu" or torch._C._are_functorch_transforms_active():
+    is_worth_it = scaled.device.type == "cpu" and scaled.numel() >= MUCH_MEMORY
+    if not is_worth_it or torch._C._are_functorch_transforms_active():
         return nullcontext()
     address, shape = scaled.data_ptr(), scaled.shape
 

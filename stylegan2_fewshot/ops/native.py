@@ -26,8 +26,8 @@ COMPILERS = ("c++", "g++", "clang++")
 # Signatures in a letter an argument, the result first; see _TYPES.
 FUNCTIONS = {
     "winograd_has_bfloat16": "i",
-    "winograd_forward": "l" + "ia" + "llllll" + "aala" + "ll" + "ai",
-    "winograd_weight": "l" + "ia" + "llllll" + "alll" + "a" + "ai",
+    "winograd_forward": "l" + "ia" + "llllll" + "aala" + "ll" + "ali",
+    "winograd_weight": "l" + "ia" + "llllll" + "alll" + "a" + "ali",
     "bias_act_forward": "v" + "iaa" + "lll" + "fff" + "ai",
     "bias_act_gradient": "v" + "iaa" + "l" + "fff" + "ai",
     "upfirdn2d": "v" + "ia" + "llll" + "all" + "aaa" + "all" + "i",

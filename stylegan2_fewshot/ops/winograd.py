@@ -143,11 +143,13 @@ def weight_gradient(library: Any, x: Tensor, dy: Tensor, sides: Sides) -> Tensor
 
 
 def _run(function: Any, x: Tensor, sides: Sides, *arguments: Any) -> None:
-    """Call a function of the library, with the scratch that it asks for."""
+    """Call a function of the library, again if it asks for more scratch."""
     pixels, threads = x.permute(0, 2, 3, 1).contiguous(), torch.get_num_threads()
     threads = min(threads, 1 + pixels.numel() // FEW_NUMBERS)
     images = x.dtype is torch.bfloat16, pixels.data_ptr(), *pixels.shape, sides[2], sides[0]
-    size = function(*images, *arguments, None, threads)
-    if size > _SCRATCH.memory.numel():  # kept: the system hands out much memory slowly
+    while True:
+        memory = _SCRATCH.memory  # kept: the system hands out much memory slowly
+        size = function(*images, *arguments, memory.data_ptr(), memory.numel(), threads)
+        if size <= memory.numel():
+            return
         _SCRATCH.memory = torch.empty(size)
-    function(*images, *arguments, _SCRATCH.memory.data_ptr(), threads)

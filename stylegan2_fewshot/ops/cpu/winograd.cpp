@@ -414,18 +414,20 @@ int32_t winograd_has_bfloat16() {
 
 // y [count, out_high, out_wide, outputs] from x [count, high, wide, channels] and weights
 // [outputs, channels, 3, 3] with the strides `by`; channels and outputs are multiples of LANES.
-// All three are bfloat16 if `reduced`, else float32. Without y: the floats of scratch it takes.
+// All three are bfloat16 if `reduced`, else float32. Returns the floats of scratch that it takes, and
+// does nothing if those are above `capacity`.
 int64_t winograd_forward(int32_t reduced, const void* x, int64_t count, int64_t high, int64_t wide,
                          int64_t channels, int64_t top, int64_t left, const void* w,
                          const int64_t* by, int64_t outputs, void* y, int64_t out_high,
-                         int64_t out_wide, float* scratch, int32_t threads) {
+                         int64_t out_wide, float* scratch, int64_t capacity, int32_t threads) {
     const auto run = [&](auto type, auto polynomials) {
         using T = decltype(type);
         const Work<T, decltype(polynomials)> work(count, high, wide, channels, top, left, outputs, out_high,
                                                   out_wide, false, threads);
         const Kernels<T> kernels = {(const T*)w, outputs, channels, by[0], by[1], by[2], by[3]};
-        if (scratch) work.forward((const T*)x, kernels, (T*)y, scratch);
-        return work.forward_scratch();
+        const int64_t needed = work.forward_scratch();
+        if (needed <= capacity) work.forward((const T*)x, kernels, (T*)y, scratch);
+        return needed;
     };
     return choose(reduced, count * out_high * out_wide, run);
 }
@@ -435,13 +437,14 @@ int64_t winograd_forward(int32_t reduced, const void* x, int64_t count, int64_t 
 int64_t winograd_weight(int32_t reduced, const void* x, int64_t count, int64_t high, int64_t wide,
                         int64_t channels, int64_t top, int64_t left, const void* g,
                         int64_t outputs, int64_t out_high, int64_t out_wide, void* w,
-                        float* scratch, int32_t threads) {
+                        float* scratch, int64_t capacity, int32_t threads) {
     const auto run = [&](auto type, auto polynomials) {
         using T = decltype(type);
         const Work<T, decltype(polynomials)> work(count, high, wide, channels, top, left, outputs, out_high,
                                                   out_wide, true, threads);
-        if (scratch) work.weight((const T*)x, (const T*)g, (T*)w, scratch);
-        return work.weight_scratch();
+        const int64_t needed = work.weight_scratch();
+        if (needed <= capacity) work.weight((const T*)x, (const T*)g, (T*)w, scratch);
+        return needed;
     };
     return choose(reduced, count * out_high * out_wide, run);
 }
