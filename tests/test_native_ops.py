@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import shutil
 
@@ -118,6 +119,18 @@ def test_convolution_is_about_as_exact_as_pytorch_s(library, dtype, factor):
         for y in (winograd.convolve(x, w, (1, 1, 1, 1)), F.conv2d(x, w, padding=1))
     ]
     assert errors[0] <= factor * errors[1]
+
+
+def test_what_memory_held_before_does_not_matter(library, monkeypatch):
+    monkeypatch.setattr(winograd._SCRATCH, "memory", torch.empty(3_000_000))
+    for shape, outputs in (((2, 16, 8, 8), 48), ((3, 48, 7, 5), 16), ((5, 48, 31, 33), 80)):
+        x, w = torch.randn(shape).requires_grad_(), torch.randn(outputs, shape[1], 3, 3)
+        winograd._SCRATCH.memory.fill_(math.nan)
+        y = winograd.convolve(x, w.requires_grad_(), (1, 1, 1, 1))
+        winograd._SCRATCH.memory.fill_(math.nan)
+        for result in (y, *torch.autograd.grad(y.sum(), (x, w))):
+            assert result.isfinite().all()
+    assert winograd._SCRATCH.memory.numel() == 3_000_000
 
 
 def test_what_convolution_takes(library):

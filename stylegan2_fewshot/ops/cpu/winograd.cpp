@@ -182,10 +182,10 @@ inline void accumulate(Lanes& sum, float factor, Lanes lanes, bfloat16) {
 inline void accumulate(Lanes&, float, Lanes, bfloat16) {}  // see winograd_has_bfloat16
 #endif
 
-// c [ROWS, COLUMNS] = (or +=) the sum over depth of a(row, depth) b(depth, column).
-template <typename T, bool ADD>
+// c [ROWS, COLUMNS] = (or += if `is_more`) the sum over depth of a(row, depth) b(depth, column).
+template <typename T>
 inline void multiply(const float* a, int64_t a_row, int64_t a_depth, const float* b,
-                     int64_t b_depth, int64_t depth, float* c, int64_t c_row) {
+                     int64_t b_depth, int64_t depth, float* c, int64_t c_row, bool is_more) {
     for (int64_t start = 0; start < depth; start += RUN) {
         Lanes sums[ROWS][2] = {};
         const int64_t end = std::min(start + RUN, depth);
@@ -197,13 +197,13 @@ inline void multiply(const float* a, int64_t a_row, int64_t a_depth, const float
                 accumulate(sums[r][1], a[r * a_row], right, T{});
             }
         }
-        const bool is_more = ADD || start > 0;
 #pragma GCC unroll 12
         for (int r = 0; r < ROWS; ++r) {
             float* to = c + r * c_row;
             store(to, is_more ? load(to) + sums[r][0] : sums[r][0]);
             store(to + LANES, is_more ? load(to + LANES) + sums[r][1] : sums[r][1]);
         }
+        is_more = true;
     }
 }
 
@@ -213,7 +213,8 @@ struct Kernels {  // [outputs, channels, 3, 3], any strides
     int64_t outputs, channels, by_output, by_channel, by_row, by_column;
 };
 
-// One convolution in numbers of type T and by the polynomials F.
+// One convolution in numbers of type T and by the polynomials F. Rows and columns that fill up a block
+// hold anything: what comes of them is not read.
 template <typename T, typename F>
 struct Work {
     static constexpr int IN = F::IN, OUT = F::OUT, POINTS = IN * IN;
@@ -275,7 +276,6 @@ struct Work {
     void forward(const T* x, const Kernels<T>& w, T* y, float* scratch) const {
         const int64_t depth = in.channels / DEPTH, blocks = (tiles + block - 1) / block;
         float* weights = scratch;
-        if (columns > w.outputs) std::memset(weights, 0, packed() * sizeof(float));
 #pragma omp parallel num_threads(threads)
         {
 #pragma omp for collapse(2)
@@ -286,7 +286,6 @@ struct Work {
             for (int32_t thread = 0; thread < threads; ++thread) {
                 float* mine = scratch + packed() + thread * own();
                 const Planes v(mine, block, depth), m(mine + own_input(), block, columns);
-                std::memset(mine, 0, own_input() * sizeof(float));  // rows past the last tile
                 const int64_t last = (thread + 1) * blocks / threads;
                 for (int64_t b = thread * blocks / threads; b < last; ++b) {
                     const int64_t start = b * block, here = std::min(block, tiles - start);
@@ -294,10 +293,9 @@ struct Work {
                     for (int point = 0; point < POINTS; ++point)
                         for (int64_t column = 0; column < columns; column += COLUMNS)
                             for (int64_t row = 0; row < here; row += ROWS)
-                                multiply<T, false>(v.at(point, row), v.stride, 1,
-                                                   weights + (point * columns + column) * depth,
-                                                   COLUMNS, depth, m.at(point, row, column),
-                                                   m.stride);
+                                multiply<T>(v.at(point, row), v.stride, 1,
+                                            weights + (point * columns + column) * depth, COLUMNS,
+                                            depth, m.at(point, row, column), m.stride, false);
                     for (int64_t t = 0; t < here; ++t) gather(m, t, y, start + t);
                 }
             }
@@ -334,7 +332,6 @@ struct Work {
         const Planes v(scratch, block / DEPTH, columns);
         const Planes d(scratch + shared_input(), block / DEPTH, rows);
         const Planes u(scratch + shared_input() + shared_output(), rows, columns);
-        std::memset(scratch, 0, weight_scratch() * sizeof(float));
 #pragma omp parallel num_threads(threads)
         {
             for (int64_t start = 0; start < tiles; start += block) {
@@ -348,9 +345,9 @@ struct Work {
                 for (int point = 0; point < POINTS; ++point)
                     for (int64_t row = 0; row < rows; row += ROWS)
                         for (int64_t column = 0; column < columns; column += COLUMNS)
-                            multiply<T, true>(d.at(point, 0, row), 1, d.stride,
-                                              v.at(point, 0, column), v.stride, units,
-                                              u.at(point, row, column), u.stride);
+                            multiply<T>(d.at(point, 0, row), 1, d.stride, v.at(point, 0, column),
+                                        v.stride, units, u.at(point, row, column), u.stride,
+                                        start > 0);
             }
 #pragma omp for
             for (int64_t o = 0; o < out.channels; ++o)
