@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -119,9 +118,7 @@ def test_without_kernels_of_the_cpu_it_goes_on_and_says_why(monkeypatch, is_chos
 
 
 @pytest.fixture
-def own_cache(monkeypatch, tmp_path):
-    if not any(map(shutil.which, native.COMPILERS)):
-        pytest.skip("no C++ compiler is installed")
+def own_cache(compiler, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     return tmp_path
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-import shutil
 
 import pytest
 import torch
@@ -22,10 +21,8 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
 
 @pytest.fixture(scope="module")
-def libraries(tmp_path_factory):
+def libraries(compiler, tmp_path_factory):
     """Every kind's library, compiled in a folder of its own."""
-    if not any(map(shutil.which, native.COMPILERS)):
-        pytest.skip("no C++ compiler is installed")
     built = {}
     with pytest.MonkeyPatch.context() as patch:
         for kind, flag in KINDS.items():

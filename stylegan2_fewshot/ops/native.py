@@ -78,18 +78,23 @@ def _processor() -> str:
     return "\n".join([platform.machine(), platform.processor(), *lines])
 
 
+def compiler() -> str | None:
+    """Return the C++ compiler of this machine, or None."""
+    return os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+
+
 def _compile(path: Path) -> None:
     """Compile aside, so that neither a crash nor another process can spoil the result."""
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
-    if compiler is None:
+    program = compiler()
+    if program is None:
         raise RuntimeError("no C++ compiler was found; install g++")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as folder:
         built = Path(folder) / path.name
-        command = [compiler, *FLAGS, *(str(FOLDER / name) for name in SOURCES), "-o", str(built)]
+        command = [program, *FLAGS, *(str(FOLDER / name) for name in SOURCES), "-o", str(built)]
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
-            lines = run.stderr.splitlines() or [f"{compiler} ended with status {run.returncode}"]
+            lines = run.stderr.splitlines() or [f"{program} ended with status {run.returncode}"]
             raise RuntimeError(next((line for line in lines if "error" in line), lines[0]))
         with open(built, "rb") as source, replacing(path) as file:
             shutil.copyfileobj(source, file)
