@@ -8,6 +8,7 @@ import platform
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stylegan2_fewshot import ops
 from stylegan2_fewshot.ops import backend, convolution, native, resample, winograd
@@ -273,3 +274,20 @@ def test_transforms_of_torch_func_take_the_plain_path(library):
         own = w.clone().requires_grad_()
         (want,) = torch.autograd.grad(loss(own, images), own)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_tensors_of_an_export_take_the_plain_path(library):
+    with FakeTensorMode():
+        x, w = torch.empty(2, 32, 16, 16), torch.empty(48, 32, 3, 3)
+        y = ops.conv2d_resample(x, w, resample.setup_filter([1, 3, 3, 1]), up=2, padding=1)
+        assert ops.bias_act(y, torch.empty(48), act="lrelu").shape == (2, 48, 32, 32)
+    assert ops.conv2d_resample(x, w, padding=1).shape == (2, 48, 16, 16)  # outside the mode, too
+
+
+def test_nothing_is_loaded_during_an_export(monkeypatch):
+    monkeypatch.setattr(native, "load", lambda: pytest.fail("loaded"))
+    monkeypatch.setattr(backend, "_NATIVE_IS_WANTED", True)
+    monkeypatch.setattr(backend, "_NATIVE", None)
+    with FakeTensorMode():
+        assert backend.native(torch.empty(1)) is None and not backend.has_native()
+    assert backend._NATIVE_IS_WANTED

@@ -73,7 +73,7 @@ def has_native() -> bool:
 
     Without a `select` they are loaded at the first call; a failure is then a warning.
     """
-    if _NATIVE_IS_WANTED:
+    if _NATIVE_IS_WANTED and not torch._C._len_torch_dispatch_stack():  # not while exporting
         line = _select_native()
         if _NATIVE is None:
             warnings.warn(line, stacklevel=2)
@@ -81,7 +81,12 @@ def has_native() -> bool:
 
 
 def native(x: Tensor) -> Any:
-    """Return the library of the CPU's kernels if it serves `x`, or None for the plain path."""
+    """Return the library of the CPU's kernels if it serves `x`, or None for the plain path.
+
+    Tensors of an export or a transform of torch.func have no memory that it could read.
+    """
+    if type(x) not in (Tensor, torch.nn.Parameter) or torch._C._len_torch_dispatch_stack():
+        return None
     if x.device.type != "cpu" or x.dtype not in _NATIVE_DTYPES:
         return None
     if torch._C._are_functorch_transforms_active():
