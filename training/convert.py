@@ -73,11 +73,11 @@ def main(source: str, target: Path) -> None:
             f"OUT={target}: holds no filter banks; make an ordinary network of one route first: "
             f"python -m stylegan2_fewshot.bank_export {source} ROUTE.pkl --route=mean"
         )
+    written = WRITERS[target.suffix](target, nets)
     conditions = instances.companion(sources.fetch(source))
     if conditions.is_file():  # generate.py looks for them beside the network
         with replacing(instances.companion(target)) as copy:
             copy.write(conditions.read_bytes())
-    written = WRITERS[target.suffix](target, nets)
     click.echo(f"{target}: {written}")
 
 

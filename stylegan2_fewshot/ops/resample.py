@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -208,20 +209,13 @@ class _TransformedUpFirDn(torch.autograd.Function):
         return y.reshape(*x.shape[:2], *y.shape[1:]), 0
 
 
-def _run(
-    x: Tensor,
-    f: Tensor,
-    up: tuple[int, int],
-    down: tuple[int, int],
-    padding: Sequence[int],
-    flip_filter: bool,
-    gain: float,
-) -> Tensor:
-    kernels, library = backend.kernels(x), backend.native(x)
-    if library is not None and x.shape[1] % LANES == 0:
-        return _native(library, x, f, up, down, padding, flip_filter, gain)
-    run = _plain if kernels is None else kernels.upfirdn2d
-    y: Tensor = run(x, f, up, down, padding, flip_filter, gain)
+def _run(x: Tensor, f: Tensor, *arguments: Any) -> Tensor:
+    run: Any = _plain
+    if (kernels := backend.kernels(x)) is not None:
+        run = kernels.upfirdn2d
+    elif x.shape[1] % LANES == 0 and (library := backend.native(x)) is not None:
+        run = functools.partial(_native, library)
+    y: Tensor = run(x, f, *arguments)
     return y
 
 

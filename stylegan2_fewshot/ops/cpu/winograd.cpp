@@ -36,15 +36,20 @@ constexpr float ROOT_HALF = 0.70710678f, ROOT_TWO = 1.41421356f;
 struct Large {
     static constexpr int OUT = 4, IN = 6;
 
+    // Values at the four finite points but 0, from the even and odd parts of polynomials.
+    static void at_points(Lanes even, Lanes odd, Lanes other_even, Lanes other_odd, Lanes* out,
+                          int out_step) {
+        out[out_step] = even + odd;
+        out[2 * out_step] = even - odd;
+        out[3 * out_step] = other_even + other_odd;
+        out[4 * out_step] = other_even - other_odd;
+    }
     static void input(const Lanes* d, int step, Lanes* out, int out_step) {  // B' d
         const Lanes d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step];
         const Lanes even = d4 - 2.0f * d2, odd = ROOT_HALF * (d3 - 2.0f * d1);
         const Lanes other_even = d4 - 0.5f * d2, other_odd = ROOT_TWO * (d3 - 0.5f * d1);
         out[0] = d[0] + d4 - 2.5f * d2;
-        out[out_step] = even + odd;
-        out[2 * out_step] = even - odd;
-        out[3 * out_step] = other_even + other_odd;
-        out[4 * out_step] = other_even - other_odd;
+        at_points(even, odd, other_even, other_odd, out, out_step);
         out[5 * out_step] = d1 + d[5 * step] - 2.5f * d3;
     }
     static void output(const Lanes* m, int step, Lanes* out, int out_step) {  // A' m
@@ -62,10 +67,7 @@ struct Large {
         const Lanes even = y0 + 0.5f * y2, odd = ROOT_HALF * (y1 + 0.5f * y3);
         const Lanes other_even = y0 + 2.0f * y2, other_odd = ROOT_TWO * (y1 + 2.0f * y3);
         out[0] = y0;
-        out[out_step] = even + odd;
-        out[2 * out_step] = even - odd;
-        out[3 * out_step] = other_even + other_odd;
-        out[4 * out_step] = other_even - other_odd;
+        at_points(even, odd, other_even, other_odd, out, out_step);
         out[5 * out_step] = y3;
     }
     static void kernel(const Lanes* g, int step, Lanes* out, int out_step) {  // G g
@@ -73,10 +75,7 @@ struct Large {
         const Lanes even = (-2.0f / 3) * g0 - (1.0f / 3) * g2, odd = (-2.0f / 3 * ROOT_HALF) * g1;
         const Lanes other_even = (1.0f / 6) * g0 + (1.0f / 3) * g2, other_odd = (ROOT_TWO / 6) * g1;
         out[0] = g0;
-        out[out_step] = even + odd;
-        out[2 * out_step] = even - odd;
-        out[3 * out_step] = other_even + other_odd;
-        out[4 * out_step] = other_even - other_odd;
+        at_points(even, odd, other_even, other_odd, out, out_step);
         out[5 * out_step] = g2;
     }
     static void kernel_back(const Lanes* u, int step, Lanes* out, int out_step) {  // G' u
@@ -213,8 +212,8 @@ struct Kernels {  // [outputs, channels, 3, 3], any strides
     int64_t outputs, channels, by_output, by_channel, by_row, by_column;
 };
 
-// One convolution in numbers of type T and by the polynomials F. Rows and columns that fill up a block
-// hold anything: what comes of them is not read.
+// One convolution in numbers of type T and by the polynomials F. Rows and columns that fill up a
+// block hold anything: what comes of them is not read.
 template <typename T, typename F>
 struct Work {
     static constexpr int IN = F::IN, OUT = F::OUT, POINTS = IN * IN;
@@ -419,8 +418,9 @@ int64_t winograd_forward(int32_t reduced, const void* x, int64_t count, int64_t 
                          int64_t out_wide, float* scratch, int64_t capacity, int32_t threads) {
     const auto run = [&](auto type, auto polynomials) {
         using T = decltype(type);
-        const Work<T, decltype(polynomials)> work(count, high, wide, channels, top, left, outputs, out_high,
-                                                  out_wide, false, threads);
+        using F = decltype(polynomials);
+        const Work<T, F> work(count, high, wide, channels, top, left, outputs, out_high, out_wide,
+                              false, threads);
         const Kernels<T> kernels = {(const T*)w, outputs, channels, by[0], by[1], by[2], by[3]};
         const int64_t needed = work.forward_scratch();
         if (needed <= capacity) work.forward((const T*)x, kernels, (T*)y, scratch);
@@ -437,8 +437,9 @@ int64_t winograd_weight(int32_t reduced, const void* x, int64_t count, int64_t h
                         float* scratch, int64_t capacity, int32_t threads) {
     const auto run = [&](auto type, auto polynomials) {
         using T = decltype(type);
-        const Work<T, decltype(polynomials)> work(count, high, wide, channels, top, left, outputs, out_high,
-                                                  out_wide, true, threads);
+        using F = decltype(polynomials);
+        const Work<T, F> work(count, high, wide, channels, top, left, outputs, out_high, out_wide,
+                              true, threads);
         const int64_t needed = work.weight_scratch();
         if (needed <= capacity) work.weight((const T*)x, (const T*)g, (T*)w, scratch);
         return needed;
