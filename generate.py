@@ -47,11 +47,11 @@ def parse_seeds(context: click.Context, option: click.Parameter, text: str | Non
 
 def load_generator(network: str) -> Any:
     """Load the averaged generator of a network pickle onto the GPU, or the CPU without one."""
-    from stylegan2_fewshot import _dist
+    from stylegan2_fewshot import distributed
     from training import pickles
 
     try:
-        return pickles.load(network).G_ema.to(_dist.init())
+        return pickles.load(network).G_ema.to(distributed.init())
     except (ValueError, OSError) as error:
         raise UserError(f"--network: {error}") from error
 
@@ -117,7 +117,7 @@ def load_ws(G: Any, path: str) -> Tensor:
 
 def chosen_route(G: Any, text: str) -> dict[str, Any]:
     """Return what gives G the route that `--route=text` names; nothing if it follows from z."""
-    from stylegan2_fewshot.filter_bank import parse_route
+    from stylegan2_fewshot.methods.bank.filters import parse_route
 
     return {} if text == "random" else {"route": parse_route(text, G)}
 
@@ -128,7 +128,7 @@ def through_routes(
     """Yield for every seed images `[COLUMNS, C, H, W]`, by the routes of the first seeds."""
     import torch
 
-    from stylegan2_fewshot.filter_bank import held
+    from stylegan2_fewshot.methods.bank.filters import held
 
     routes = held(G, torch.cat([latent(G, seed) for seed in range(COLUMNS)]))
     for seed in seeds:
@@ -241,7 +241,7 @@ def main(
         raise UserError("give only one of --class, --prior-sample, --prior-image and --prior-mix")
     import torch
 
-    from stylegan2_fewshot.filter_bank import banks_of
+    from stylegan2_fewshot.methods.bank.filters import banks_of
     from training import grids
 
     G = load_generator(network)

@@ -153,7 +153,7 @@ def calls(x: Tensor) -> Iterator[tuple[str, Callable[[], Tensor]]]:
 def augment_pipe(p: float) -> Any:
     """Return ADA's pipe of bgc at a fixed probability."""
     if IS_OURS:
-        from stylegan2_fewshot.ada import AugmentPipe
+        from stylegan2_fewshot.augment import AugmentPipe
     else:
         from training.augment import AugmentPipe  # type: ignore[no-redef]
     pipe = AugmentPipe(**dict.fromkeys(TRANSFORMS.split(), 1)).to(DEVICE)

@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from metrics import results  # noqa: E402
-from metrics.compare import best_of  # noqa: E402
 from stylegan2_fewshot.files import replacing, write_text  # noqa: E402
+from tools.compare import best_of  # noqa: E402
 from training import pickles  # noqa: E402
 from training.dataset import ImageDataset  # noqa: E402
 from training.training_loop import is_finished  # noqa: E402

@@ -194,7 +194,7 @@ def analyse(target: str, shared: str, out: Path, docs: Path, few: Path) -> None:
     for label, path in runs.items():
         folder = out / target / f"analysis-{label}"
         network = os.path.relpath(last_snapshot(path), ROOT)
-        command = f"-m stylegan2_fewshot.analysis {SOURCE} {network} --out={folder}"
+        command = f"-m tools.analysis {SOURCE} {network} --out={folder}"
         command += f" --fisher={out / 'source.fisher.npz'}"
         run(command, ROOT / folder / "output.txt")
         name = f"few-shot-analysis-{target}-{label}.png"

@@ -32,7 +32,7 @@ from experiment import (
 from make_data import base_code_point, write_zip
 
 from metrics import detectors
-from stylegan2_fewshot.prior import instances
+from stylegan2_fewshot.methods.prior import instances
 from training import grids
 from training.dataset import ImageDataset
 
@@ -86,7 +86,7 @@ def features(data: Path, out: Path) -> dict[str, Path]:
 
 def features_command(data: Path, backbone: str, out: Path) -> str:
     """Return the command line, without `python`."""
-    return f"-m stylegan2_fewshot.prior features {data} --backbone={backbone} --out={out}"
+    return f"-m stylegan2_fewshot.methods.prior features {data} --backbone={backbone} --out={out}"
 
 
 def trials(data: Path, heldout: Path, priors: dict[str, Path], kimg: str) -> list[Trial]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from stylegan2_fewshot import _dist
+from stylegan2_fewshot import distributed
 
 from .detectors import Detector, load
 from .evaluation import Evaluation
@@ -48,7 +48,7 @@ def usable(
             load(metric.detector, torch.device(device))
         except ValueError as error:
             troubles[name] = f"{metric.name} is left out: {error}"
-    for theirs in _dist.gather(troubles):  # what one rank cannot do, none does
+    for theirs in distributed.gather(troubles):  # what one rank cannot do, none does
         troubles = {**theirs, **troubles}
     return [name for name in metrics if name not in troubles], list(troubles.values())
 

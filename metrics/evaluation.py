@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.dataset import ImageDataset, content_hash
-
 from .detectors import Detector
 from .features import Fakes, Held, Reals, Source, Subject, cached, extract, unchanged
 
@@ -30,15 +28,15 @@ class Evaluation:
     def __init__(
         self,
         subject: Subject,
-        dataset: ImageDataset,
-        reference: ImageDataset | None = None,
+        dataset: Any,
+        reference: Any | None = None,
         *,
         show: bool = True,
         expected: Mapping[Detector, int] | None = None,
     ) -> None:
         self.subject = subject
         self.dataset = dataset
-        self.reference = whole(dataset) if reference is None else reference
+        self.reference = dataset.whole() if reference is None else reference
         self.device = subject.device
         self.show = show
         self._expected = expected or {}
@@ -74,7 +72,7 @@ class Evaluation:
     def features_of(self, dataset: Any, detector: Detector, **selection: Any) -> Tensor:
         """Return features of a data set, from the cache where its content is known."""
         source = Reals(dataset, **selection)
-        key = (content_hash(dataset), source.size, detector.name, detector.sha256, detector.resize)
+        key = (dataset.content_hash(), source.size, detector.name, detector.sha256, detector.resize)
         title = f"real images, {detector.name}"
         return cached(key, lambda: self.extract(source, detector, title)).to(self.device)
 
@@ -84,11 +82,3 @@ class Evaluation:
 
     def extract(self, source: Any, function: Any, title: str) -> Tensor:
         return extract(source, function, device=self.device, show=title if self.show else "")
-
-
-def whole(dataset: ImageDataset) -> ImageDataset:
-    """Return the data set with all its files, where training uses a part of them."""
-    used = len(dataset) // (2 if dataset.xflip else 1)
-    if used == len(dataset.file_names):
-        return dataset
-    return ImageDataset(dataset.path, xflip=dataset.xflip)

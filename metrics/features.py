@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from stylegan2_fewshot import _dist
+from stylegan2_fewshot import cache, distributed
 from stylegan2_fewshot.files import replacing
 from stylegan2_fewshot.plugin import seed_of
-from training.sources import cache_dir
 
 CPU = torch.device("cpu")
 
@@ -139,25 +138,26 @@ def extract(
         device: Where a group is put first.
         show: What a progress bar says; none if empty.
     """
-    starts = range(_dist.rank() * source.group, source.size, _dist.world_size() * source.group)
-    bar = tqdm(starts, show, leave=False, disable=None if show and _dist.rank() == 0 else True)
+    rank, ranks = distributed.rank(), distributed.world_size()
+    starts = range(rank * source.group, source.size, ranks * source.group)
+    bar = tqdm(starts, show, leave=False, disable=None if show and rank == 0 else True)
     mine = []
     for start in bar:
         items = source.load(start, min(start + source.group, source.size))
         mine.append((start, function(items.to(device)).cpu()))
-    parts = sorted((part for rank in _dist.gather(mine) for part in rank), key=lambda p: p[0])
+    parts = sorted((part for rank in distributed.gather(mine) for part in rank), key=lambda p: p[0])
     return torch.cat([part for _, part in parts])
 
 
 def cached(parts: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
     """Return what `make` returned the last time it was asked for with these parts of a key."""
     key = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
-    path = cache_dir() / "features" / f"{key}.npy"
-    found = _dist.gather(path.is_file())  # the ranks may not see the same disk
+    path = cache.folder() / "features" / f"{key}.npy"
+    found = distributed.gather(path.is_file())  # the ranks may not see the same disk
     if all(found):
         return torch.from_numpy(np.load(path, allow_pickle=False))
     features = make()
-    if not found[_dist.rank()]:
+    if not found[distributed.rank()]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as stream:
             np.save(stream, features.numpy(), allow_pickle=False)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stylegan2_fewshot.filter_bank import held
+from stylegan2_fewshot.methods.bank.filters import held
 
 from .detectors import Detector, to_rgb
 from .features import Subject, group_size, seeded

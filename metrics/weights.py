@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from stylegan2_fewshot import cache
 from stylegan2_fewshot.files import sha256_of
-from training.sources import SourceError, cache_dir, fetch
+
+from .downloads import SourceError, fetch
 
 SEARCH_PATH = "STYLEGAN2_FEWSHOT_DETECTORS"
 
@@ -43,7 +45,7 @@ class File:
 def folders() -> list[Path]:
     """Return where files are looked for: $STYLEGAN2_FEWSHOT_DETECTORS, then the user's cache."""
     given = [part for part in os.environ.get(SEARCH_PATH, "").split(os.pathsep) if part]
-    return [*(Path(part).expanduser() for part in given), cache_dir() / "detectors"]
+    return [*(Path(part).expanduser() for part in given), cache.folder() / "detectors"]
 
 
 def on_disk(file: File) -> Path | None:

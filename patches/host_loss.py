@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylegan2_fewshot import Plugins, Run, Step, _dist
+from stylegan2_fewshot import Plugins, Run, Step, distributed
 from stylegan2_fewshot.loss import StyleGAN2Loss
 
 # What hosts say to their own losses: about their augmentation, about speed, and stylegan3's blur.
@@ -63,7 +63,7 @@ class HostLoss(StyleGAN2Loss):
                 f"{', '.join(self.plugins)}: one of these methods changes the networks, which is "
                 "not possible in a checkout, whose loop has built on them; use our own train.py"
             )
-        _dist.broadcast_(self.plugins.state_dict().values())
+        distributed.broadcast_(self.plugins.state_dict().values())
         for net, module in nets.items():
             named = list(module.named_parameters())
             self._fixed[net] = [p for name, p in named if not self.plugins.trainable(net, name)]

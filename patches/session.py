@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from stylegan2_fewshot import Run, _dist, stats
+from stylegan2_fewshot import Run, distributed, stats
 from stylegan2_fewshot.files import replacing
 from stylegan2_fewshot.plugin import load_external
 
@@ -68,7 +68,7 @@ class Worker:
 def _leave() -> None:
     """Leave the process group, which the host never does. gloo's threads outlive it where there was
     DistributedDataParallel, and abort the process if Python ends while they let go of a tensor."""
-    _dist.shutdown()
+    distributed.shutdown()
     time.sleep(0.5)
 
 

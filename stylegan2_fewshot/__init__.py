@@ -2,22 +2,7 @@
 
 from __future__ import annotations
 
-from . import ada, apa, bank, diffaugment, ewc, fixed, freezed, lecam, prior
+from . import methods
 from .plugin import Plugin, Plugins, Run, Step, register
 
-__all__ = [
-    "Plugin",
-    "Plugins",
-    "Run",
-    "Step",
-    "ada",
-    "apa",
-    "bank",
-    "diffaugment",
-    "ewc",
-    "fixed",
-    "freezed",
-    "lecam",
-    "prior",
-    "register",
-]
+__all__ = ["Plugin", "Plugins", "Run", "Step", "methods", "register"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _dist
+from . import distributed
 from .plugin import Run, Step
 
 INTERVAL = 4  # iterations between two moves of p
@@ -66,7 +66,7 @@ class AdaptiveProbability(torch.nn.Module):
 
     def update(self, step: Step) -> None:
         """Take in the iteration's signs; if it is time, move p and forget them."""
-        total = _dist.sum_(self.batch)
+        total = distributed.sum_(self.batch)
         self.sign_sum += total[0]
         self.count += total[1]
         self.batch.zero_()

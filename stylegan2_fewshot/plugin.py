@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from . import _dist
+from . import distributed
 
 HOOKS = (
     "condition",
@@ -101,6 +101,12 @@ class Plugin(torch.nn.Module):
         self._generator: torch.Generator | None = None
         self._drawn_at = -1
 
+    @classmethod
+    def labels_beside(cls, network: Path) -> Tensor | None:
+        """Return the labels `[M, c_dim]` that a network pickle was trained with, where this
+        method keeps them in a file beside it."""
+        return None
+
     def rng(self, step: Step, device: torch.device) -> torch.Generator:
         """Return this plugin's own generator, seeded anew in every iteration.
 
@@ -110,7 +116,7 @@ class Plugin(torch.nn.Module):
         if self._generator is None or self._generator.device != device:
             self._generator, self._drawn_at = torch.Generator(device=device), -1
         if self._drawn_at != step.cur_nimg:
-            seed = seed_of(self._seed, _dist.rank(), step.cur_nimg, self.name)
+            seed = seed_of(self._seed, distributed.rank(), step.cur_nimg, self.name)
             self._generator.manual_seed(seed)
             self._drawn_at = step.cur_nimg
         return self._generator
@@ -238,6 +244,12 @@ def _check(cls: type[Plugin], name: str) -> None:
 def registry() -> dict[str, type[Plugin]]:
     """Return all registered plugin classes by name, alphabetically."""
     return dict(sorted(_REGISTRY.items()))
+
+
+def labels_beside(network: Path) -> Tensor | None:
+    """Return the labels that lie beside a network pickle, whichever method put them there."""
+    found = (cls.labels_beside(network) for cls in registry().values())
+    return next((labels for labels in found if labels is not None), None)
 
 
 def find(name: str) -> type[Plugin]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import _dist
+from . import distributed
 
 _SUMS: dict[str, Tensor] = {}
 
@@ -36,7 +36,7 @@ def collect() -> dict[str, Moments]:
     mine = {name: sums.double().tolist() for name, sums in _SUMS.items()}
     _SUMS.clear()
     total: dict[str, list[float]] = {}
-    for theirs in _dist.gather(mine):
+    for theirs in distributed.gather(mine):
         for name, sums in theirs.items():
             total[name] = [a + b for a, b in zip(total.get(name, [0, 0, 0]), sums, strict=True)]
     moments = {}

@@ -13,11 +13,11 @@ import pytest
 import torch
 from scipy import stats as st
 
-from stylegan2_fewshot import Plugins, Run, Step, _dist
-from stylegan2_fewshot.ada import ADA, create_pipe
-from stylegan2_fewshot.augment_pipe import AugmentPipe, Draw, Settings, cut_out, recolor, sample
-from stylegan2_fewshot.fixed import Fixed
-from stylegan2_fewshot.warp import SYM2, filter_bank, warp
+from stylegan2_fewshot import Plugins, Run, Step, distributed
+from stylegan2_fewshot.augment.pipe import AugmentPipe, Draw, Settings, cut_out, recolor, sample
+from stylegan2_fewshot.augment.warp import SYM2, filter_bank, warp
+from stylegan2_fewshot.methods.ada import ADA, create_pipe
+from stylegan2_fewshot.methods.fixed import Fixed
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "augment_small.npz")
 CASES = json.loads(str(GOLDEN["cases"]))
@@ -344,7 +344,7 @@ def test_state_round_trips_in_the_middle_of_an_interval():
 def test_state_is_that_of_all_ranks_after_every_iteration(monkeypatch):
     """Rank 0's state is what all ranks go on from after an interruption."""
     plugin = ready(ADA())
-    monkeypatch.setattr(_dist, "sum_", lambda mine: mine.mul_(2))  # another rank saw the same
+    monkeypatch.setattr(distributed, "sum_", lambda mine: mine.mul_(2))  # another rank saw the same
     train(plugin, [1.0, 0.5, 0.5])
     state = {key: float(value) for key, value in plugin.probability.state_dict().items()}
     assert state == {"p": 0, "sign_sum": 32, "count": 48}

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from stylegan2_fewshot import analysis
-from stylegan2_fewshot.analysis import Layer, compare, layer_of, rank_correlation
+from tools.analysis import Layer, compare, layer_of, rank_correlation
 from training import pickles
 from training.networks import Discriminator, Generator
 

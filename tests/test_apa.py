@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from stylegan2_fewshot import _dist
-from stylegan2_fewshot.apa import APA, overfitting
+from stylegan2_fewshot import distributed
 from stylegan2_fewshot.loss import StyleGAN2Loss
+from stylegan2_fewshot.methods.apa import APA, overfitting
 from stylegan2_fewshot.plugin import Plugins, Run, Step
 
 SIZE = 4  # images per micro-batch
@@ -180,7 +180,7 @@ def test_state_round_trips_in_the_middle_of_an_interval():
 def test_state_is_that_of_all_ranks_after_every_iteration(monkeypatch):
     """Rank 0's state is what all ranks go on from after an interruption."""
     apa = make(kimg=1)
-    monkeypatch.setattr(_dist, "sum_", lambda mine: mine.mul_(2))  # another rank saw the same
+    monkeypatch.setattr(distributed, "sum_", lambda mine: mine.mul_(2))  # another rank saw the same
     for iteration in range(3):
         judge(apa, [1.0, 1.0, 1.0, -1.0])
         judge(apa, [-1.0], "Dfake")
@@ -210,8 +210,8 @@ def test_signal_on_real_leaves_out_what_was_replaced(signal_on, expected):
 
 def _on_a_rank(place, logits):
     torch.set_num_threads(1)
-    _dist.init("cpu")
-    rank = _dist.rank()
+    distributed.init("cpu")
+    rank = distributed.rank()
     apa = make(p=0.5, kimg=1)
     generate(apa, 5, n=64)
     _, c = apa.real_images(images(0, 64), labels(0, 64), Step("Dreal"))
@@ -219,13 +219,13 @@ def _on_a_rank(place, logits):
         judge(apa, logits[rank])
         apa.after_step(Step("end", cur_nimg=8 * iteration))
     torch.save((apa.adaptive.p, c), place / f"{rank}.pt")
-    _dist.shutdown()
+    distributed.shutdown()
 
 
 @pytest.mark.slow
 def test_ranks_share_p_and_draw_on_their_own(tmp_path):
     logits = [1.0, 1.0, 1.0, 1.0], [-1.0, -1.0, -1.0, 1.0]  # 1 and -0.5: together below 0.6
-    _dist.spawn(_on_a_rank, (tmp_path, logits), 2)
+    distributed.spawn(_on_a_rank, (tmp_path, logits), 2)
     (p, c), (other_p, other_c) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert p == other_p == pytest.approx(0.5 - 8 * 4 / 1000)
     assert not c.equal(other_c)

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 import generate
-from stylegan2_fewshot import Plugins, Run, _dist, bank_export
-from stylegan2_fewshot.bank import choose_layers
-from stylegan2_fewshot.filter_bank import (
+from stylegan2_fewshot import Plugins, Run, bank_export, distributed
+from stylegan2_fewshot.loss import StyleGAN2Loss
+from stylegan2_fewshot.methods.bank import choose_layers
+from stylegan2_fewshot.methods.bank.filters import (
     banks_of,
     candidates,
     held,
@@ -24,7 +25,6 @@ from stylegan2_fewshot.filter_bank import (
     routes_of,
     without_banks,
 )
-from stylegan2_fewshot.loss import StyleGAN2Loss
 from training import convert, networks, pickles, training_loop
 from training.dataset import ImageDataset
 from training.training_loop import train
@@ -243,19 +243,19 @@ def gradients(rank, world):
     for part in z.split(2):
         gain = len(part) / len(z)
         loss.accumulate_gradients("Gmain", part, part, part, torch.zeros(2, 0), gain=gain)
-    _dist.average_gradients(G.parameters())
+    distributed.average_gradients(G.parameters())
     return {name: p.grad for name, p in G.named_parameters()}
 
 
 def on_a_rank(out):
     torch.set_num_threads(1)
-    _dist.init("cpu")
-    torch.save(gradients(_dist.rank(), 2), out / f"{_dist.rank()}.pt")
-    _dist.shutdown()
+    distributed.init("cpu")
+    torch.save(gradients(distributed.rank(), 2), out / f"{distributed.rank()}.pt")
+    distributed.shutdown()
 
 
 def test_two_ranks_agree_on_what_was_taken(tmp_path):
-    _dist.spawn(on_a_rank, (tmp_path,), 2)
+    distributed.spawn(on_a_rank, (tmp_path,), 2)
     alone = gradients(0, 1)
     assert any(grad is None for grad in alone.values())
     for rank in range(2):
@@ -390,7 +390,7 @@ def test_generate_takes_routes(banked_file, tmp_path):
         pixels(tmp_path / r / "seed0005.png") for r in ("random", "mean", "3,1,0")
     )
     assert (drawn != mean).any() and (drawn != chosen).any()
-    G = pickles.load(banked_file).G_ema.to(_dist.init())
+    G = pickles.load(banked_file).G_ema.to(distributed.init())
     z = generate.latent(G, 5)
     expected = generate_pixels(images(G, z, route=torch.tensor([[3, 1, 0]])))
     assert (chosen == expected).all()

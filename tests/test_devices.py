@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stylegan2_fewshot import Plugin, Plugins, Run, files, filter_bank, fisher_file, stats
-from stylegan2_fewshot.augment_pipe import AugmentPipe
+from stylegan2_fewshot.augment.pipe import AugmentPipe
 from stylegan2_fewshot.loss import StyleGAN2Loss
 from training import pickles
 from training.networks import Discriminator, Generator

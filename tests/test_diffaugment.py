@@ -7,7 +7,7 @@ import torch
 from scipy import stats as st
 
 from stylegan2_fewshot import Plugins, Run, Step
-from stylegan2_fewshot.diffaugment import POLICIES, DiffAugment, color, cutout, translation
+from stylegan2_fewshot.methods.diffaugment import POLICIES, DiffAugment, color, cutout, translation
 
 
 def images(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

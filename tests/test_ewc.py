@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stylegan2_fewshot import _dist, files, fisher, fisher_file, stats
-from stylegan2_fewshot.ewc import EWC, consolidation
-from stylegan2_fewshot.fisher_file import Fisher
+from stylegan2_fewshot import distributed, files, fisher, fisher_file, stats
+from stylegan2_fewshot.fisher.file import Fisher
+from stylegan2_fewshot.methods.ewc import EWC, consolidation
 from stylegan2_fewshot.plugin import Plugins, Run, Step
 
 LOGITS = torch.tensor([[0.0], [2.0]])
@@ -268,7 +268,7 @@ def test_estimates_once_and_keeps_it_beside_the_source(source, monkeypatch):
 def test_a_rank_that_does_not_see_the_first_one_s_disk_goes_on(source, monkeypatch):
     expected = fisher.estimate(Net(), Judge(), fisher.Settings(samples=4))
     monkeypatch.setattr(fisher, "estimate", lambda *_, **__: expected)
-    monkeypatch.setattr(_dist, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
     plugin, _ = make(source, samples=4)
     assert plugin.fisher_G.equal(torch.cat([v.flatten() for v in expected.values.values()]))
     assert list(source.parent.iterdir()) == [source]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from stylegan2_fewshot import _dist, fisher, fisher_file, stamped
+from stylegan2_fewshot import distributed, fisher, fisher_file, stamped
 from stylegan2_fewshot.fisher import Estimator, Settings, Sums, estimate
-from stylegan2_fewshot.fisher_file import Fisher
+from stylegan2_fewshot.fisher.file import Fisher
 from training import pickles
 from training.networks import Discriminator, Generator
 
@@ -233,17 +233,17 @@ def _recording(function, seen):
 
 def _on_a_rank(place, settings):
     torch.set_num_threads(1)
-    _dist.init("cpu")
+    distributed.init("cpu")
     found = estimate(Linear(0.4), Logistic(), settings, batch=7)
-    if _dist.rank() == 0:
+    if distributed.rank() == 0:
         fisher_file.save(place / "two.npz", found)
-    _dist.shutdown()
+    distributed.shutdown()
 
 
 @pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path):
     settings = Settings(samples=150)
-    _dist.spawn(_on_a_rank, (tmp_path, settings), 2)
+    distributed.spawn(_on_a_rank, (tmp_path, settings), 2)
     two, one = fisher_file.load(tmp_path / "two.npz"), estimate(Linear(0.4), Logistic(), settings)
     assert torch.allclose(two.values["G.weight"], one.values["G.weight"], rtol=1e-6)
     errors = [found.meta.pop("standard_error")["G.weight"] for found in (one, two)]

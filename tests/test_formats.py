@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from test_pickles import Evil, archive, assert_same, hostile_files, legacy, small_networks
 from torch import nn
 
-from stylegan2_fewshot.ada import AugmentPipe
+from stylegan2_fewshot.augment import AugmentPipe
 from training import convert, pickles
 from training.formats import rosinality
 from training.networks import Discriminator, Generator

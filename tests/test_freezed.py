@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stylegan2_fewshot.freezed import FreezeD, layers_from_image
+from stylegan2_fewshot.methods.freezed import FreezeD, layers_from_image
 from stylegan2_fewshot.plugin import Run
 
 RESNET = ["b16.fromrgb", "b16.conv0", "b16.conv1", "b16.skip", "b8.conv0", "b8.conv1", "b8.skip"]

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import generate
-from stylegan2_fewshot import _dist
+from stylegan2_fewshot import distributed
 from training import grids, pickles
 from training.networks import Discriminator, Generator
 
@@ -55,8 +55,8 @@ def test_images_are_those_of_the_seeds(network: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"seed000{seed}.png" for seed in (3, 5, 6)
     ]
-    G = pickles.load(network).G_ema.to(_dist.init())
-    z = torch.from_numpy(np.random.RandomState(5).randn(1, 8)).to(_dist.init(), torch.float32)
+    G = pickles.load(network).G_ema.to(distributed.init())
+    z = torch.from_numpy(np.random.RandomState(5).randn(1, 8)).to(distributed.init(), torch.float32)
     img = G(z, torch.zeros(1, 0, device=z.device), truncation_psi=0.7, noise_mode="const")
     expected = (img[0] * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu()
     np.testing.assert_array_equal(pixels(tmp_path / "seed0005.png"), expected.numpy())
@@ -82,7 +82,7 @@ def test_classes_change_the_image(conditional: Path, tmp_path: Path) -> None:
 
 
 def test_projected_latents(network: Path, tmp_path: Path) -> None:
-    G = pickles.load(network).G_ema.to(_dist.init())
+    G = pickles.load(network).G_ema.to(distributed.init())
     z = torch.randn(2, 8, device=next(G.parameters()).device)
     ws = G.mapping(z, torch.zeros(2, 0, device=z.device))
     np.savez(tmp_path / "w.npz", w=ws.cpu().numpy())

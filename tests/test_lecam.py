@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stylegan2_fewshot.lecam import LeCam, excess
+from stylegan2_fewshot.methods.lecam import LeCam, excess
 from stylegan2_fewshot.plugin import Step
 
 

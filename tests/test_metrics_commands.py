@@ -1,4 +1,4 @@
-"""The commands `python -m metrics` and `python -m metrics.compare`."""
+"""The commands `python -m metrics` and `python -m tools.compare`."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_process_that_fails_ends_the_command_with_its_status(monkeypatch, caps
     monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # else of all later tests
     monkeypatch.setattr(measure.os, "environ", dict(os.environ))
-    monkeypatch.setattr(measure._dist, "init", lambda device: torch.device(device))
+    monkeypatch.setattr(measure.distributed, "init", lambda device: torch.device(device))
     outcome = CliRunner().invoke(command.main, ["none.pkl", "--device=cpu", "--gpus=2"])
     assert outcome.exit_code == 2 and outcome.stderr.startswith("Error: none.pkl: no such file")
 

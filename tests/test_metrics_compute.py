@@ -17,7 +17,7 @@ from metrics.detectors import Detector
 from metrics.evaluation import Evaluation
 from metrics.features import Subject
 from metrics.perceptual_path import PathSteps
-from stylegan2_fewshot import _dist
+from stylegan2_fewshot import distributed
 from training.dataset import ImageDataset
 
 RESOLUTION = 8
@@ -184,7 +184,7 @@ def test_too_few_images_to_measure_against_are_refused(ten, tmp_path):
 
 
 def test_what_one_rank_cannot_do_is_left_out_by_all(ten, heldout, monkeypatch):
-    monkeypatch.setattr(_dist, "gather", lambda mine: [mine, {"nn1k": "no disk on rank 1"}])
+    monkeypatch.setattr(distributed, "gather", lambda mine: [mine, {"nn1k": "no disk on rank 1"}])
     found = metrics.usable(["copying1k", "nn1k"], ten, heldout)
     assert found == (["copying1k"], ["no disk on rank 1"])
 
@@ -366,14 +366,14 @@ def test_ranks_share_the_work_and_get_the_same_features(monkeypatch, world_size)
     source = features.Fakes(Subject(ToyGenerator()), 150)
     alone = extract(source, flat)
     shares = []
-    monkeypatch.setattr(_dist, "world_size", lambda: world_size)
-    monkeypatch.setattr(_dist, "gather", lambda mine: shares.append(mine) or [mine, *empty])
+    monkeypatch.setattr(distributed, "world_size", lambda: world_size)
+    monkeypatch.setattr(distributed, "gather", lambda mine: shares.append(mine) or [mine, *empty])
     empty = [[(999, torch.zeros(0, 3 * RESOLUTION**2))]]
     for rank in range(world_size):
-        monkeypatch.setattr(_dist, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         extract(source, flat)
     assert max(map(len, shares)) <= math.ceil(10 / world_size)
-    monkeypatch.setattr(_dist, "gather", lambda mine: shares)
+    monkeypatch.setattr(distributed, "gather", lambda mine: shares)
     assert torch.equal(extract(source, flat), alone)
 
 

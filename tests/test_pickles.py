@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from stylegan2_fewshot.ada import AugmentPipe
+from stylegan2_fewshot.augment import AugmentPipe
 from training import pickles
 from training.networks import Discriminator, Generator
 from training.pickles import PickleError

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from stylegan2_fewshot import Plugin, Plugins, Run, Step, _dist, plugin, register
+from stylegan2_fewshot import Plugin, Plugins, Run, Step, distributed, plugin, register
 from stylegan2_fewshot.loss import StyleGAN2Loss
 from stylegan2_fewshot.plugin import HOOKS, find, load_external, registry, seed_of
 from training.networks import Discriminator, Generator
@@ -85,14 +85,14 @@ def test_third_party_plugin(empty_registry, tmp_path, monkeypatch):
 def test_third_party_plugin_that_extends_one_of_ours(monkeypatch, tmp_path):
     monkeypatch.setattr(plugin, "_REGISTRY", registry())
     (tmp_path / "somebodys_lecam.py").write_text(
-        "from stylegan2_fewshot.lecam import LeCam\n"
+        "from stylegan2_fewshot.methods.lecam import LeCam\n"
         "class Firmer(LeCam):\n"
         "    def trainable(self, net, name): return net == 'D'\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     cls = load_external("somebodys_lecam:Firmer")
     assert find("firmer") is cls and find("lecam") is not cls
-    assert load_external("stylegan2_fewshot.lecam:LeCam") is find("lecam")
+    assert load_external("stylegan2_fewshot.methods.lecam:LeCam") is find("lecam")
 
 
 def test_without_plugins_every_hook_is_the_identity():
@@ -189,7 +189,7 @@ def test_each_hooks_run_without_gradients_and_state_is_in_buffers():
 
 def test_random_numbers_depend_on_seed_iteration_rank_and_name(monkeypatch):
     def draws(seed=0, cur_nimg=0, rank=0, name="a"):
-        monkeypatch.setattr(_dist, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
         cls = type("Named", (Shift,), {"name": name})
         plugins = Plugins({name: cls()})
         plugins.setup(Run(G=torch.nn.Identity(), D=torch.nn.Identity(), seed=seed))

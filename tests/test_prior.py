@@ -19,10 +19,10 @@ import generate
 from metrics import __main__ as metrics_command
 from metrics import detectors, registry
 from stylegan2_fewshot import Run, Step, analysis, files, fisher, fisher_file
-from stylegan2_fewshot.ewc import EWC
+from stylegan2_fewshot.methods.ewc import EWC
+from stylegan2_fewshot.methods.prior import Prior, __main__, instances
+from stylegan2_fewshot.methods.prior.instances import Instances, companion
 from stylegan2_fewshot.options import describe
-from stylegan2_fewshot.prior import Prior, __main__, instances
-from stylegan2_fewshot.prior.instances import Instances, companion
 from training import conditions, pickles, training_loop
 from training.dataset import ImageDataset
 from training.networks import Discriminator, Generator

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stylegan2_fewshot import Plugins, Run, _dist, files, fisher_file
+from stylegan2_fewshot import Plugins, Run, distributed, files, fisher_file
 from stylegan2_fewshot.loss import StyleGAN2Loss
 from training import checkpoint, networks, pickles, run_log, training_loop
 from training.launch import launch
@@ -339,21 +339,21 @@ def gradients(rank, world, part, source):
                 loss.pl_mean.zero_()  # each rank's own, and else it would depend on the order
                 c = torch.zeros(part, 0)
                 loss.accumulate_gradients(phase, x, c, w, c, sync=True, gain=world * part / 8)
-        _dist.average_gradients(net.parameters())
+        distributed.average_gradients(net.parameters())
         found += [p.grad for p in net.parameters() if p.grad is not None]
     return found
 
 
 def on_a_rank(world, out):
     torch.set_num_threads(1)
-    _dist.init("cpu")
-    torch.save(gradients(_dist.rank(), world, 2, out), out / f"{_dist.rank()}.pt")
-    _dist.shutdown()
+    distributed.init("cpu")
+    torch.save(gradients(distributed.rank(), world, 2, out), out / f"{distributed.rank()}.pt")
+    distributed.shutdown()
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_give_the_gradients_of_one(source, world):
-    _dist.spawn(on_a_rank, (world, source), world)
+    distributed.spawn(on_a_rank, (world, source), world)
     alone = gradients(0, 1, 2, source)  # accumulates four parts
     for rank in range(world):
         for mine, theirs in zip(alone, torch.load(source / f"{rank}.pt"), strict=True):
@@ -364,12 +364,12 @@ def test_each_rank_goes_on_with_its_own_path_length(tiny_options, monkeypatch):
     dataset = training_loop.ImageDataset(**tiny_options["dataset"])
     state, _ = training_loop.construct(tiny_options, dataset, CPU)
     state.loss.pl_mean.fill_(0.1)
-    monkeypatch.setattr(_dist, "gather", lambda value: [value, 0.7])
+    monkeypatch.setattr(distributed, "gather", lambda value: [value, 0.7])
     saved = state.tensors()
     saved["pl_mean"] = saved["pl_mean"].clone()  # as a file would hold it
-    monkeypatch.setattr(_dist, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
     for world, expected in ((2, 0.7), (4, 0.1)):
-        monkeypatch.setattr(_dist, "world_size", lambda world=world: world)
+        monkeypatch.setattr(distributed, "world_size", lambda world=world: world)
         state.load(saved)
         assert state.loss.pl_mean == torch.tensor(expected)
     del saved["pl_means"]  # as older checkpoints are
@@ -384,10 +384,10 @@ def test_ranks_on_gpus_agree_to_stop(monkeypatch):
     def gather(values, value):
         values[:] = [value, True]
 
-    monkeypatch.setattr(_dist.td, "is_initialized", lambda: True)
-    monkeypatch.setattr(_dist.td, "get_world_size", lambda: 2)
-    monkeypatch.setattr(_dist.td, "all_reduce", refuse)
-    monkeypatch.setattr(_dist.td, "all_gather_object", gather)
+    monkeypatch.setattr(distributed.td, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.td, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed.td, "all_reduce", refuse)
+    monkeypatch.setattr(distributed.td, "all_gather_object", gather)
     loop = SimpleNamespace(options={"batch_size": 4}, state=SimpleNamespace(cur_nimg=4 * 16))
     assert training_loop._Run._must_stop(loop, asked=False)
     loop.state.cur_nimg += 4  # GPUs are not waited for in every iteration
@@ -400,7 +400,7 @@ def test_interrupted_ranks_leave_together(tiny_options, tmp_path, monkeypatch):
 
     seen = []
     monkeypatch.setattr("training.launch.train", interrupted)
-    monkeypatch.setattr(_dist, "shutdown", lambda: seen.append(sys.exc_info()[0]))
+    monkeypatch.setattr(distributed, "shutdown", lambda: seen.append(sys.exc_info()[0]))
     with pytest.raises(SystemExit) as ended:
         launch(tiny_options, outdir=tmp_path, fresh=False, gpus=1)
     assert ended.value.code == 130

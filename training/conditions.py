@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from stylegan2_fewshot.prior import instances
-from stylegan2_fewshot.prior.instances import Instances, unit
+from stylegan2_fewshot.methods.prior import instances
+from stylegan2_fewshot.methods.prior.instances import Instances, unit
 
 from . import sources
 

@@ -137,6 +137,17 @@ class ImageDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
             with self._source.open(name) as stream:
                 yield name, stream.read()
 
+    def whole(self) -> ImageDataset:
+        """Return the data set with all its files, where `max_size` leaves some out."""
+        used = len(self) // (2 if self.xflip else 1)
+        if used == len(self.file_names):
+            return self
+        return ImageDataset(self.path, xflip=self.xflip)
+
+    def content_hash(self) -> str:
+        """Return SHA-256, in hex digits, over names and bytes of the files in use."""
+        return _content_hash(self)
+
     def _scan(self) -> tuple[str, int]:
         first_name = self.file_names[0]
         first = self._header(first_name)
@@ -234,8 +245,7 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4)
-def content_hash(dataset: ImageDataset) -> str:
-    """Return SHA-256 over names and bytes of the files in use and the mirroring, as hex digits."""
+def _content_hash(dataset: ImageDataset) -> str:
     digest = hashlib.sha256(f"xflip={dataset.xflip}".encode())
     for name, data in dataset.files():
         digest.update(f"\n{name}\n{len(data)}\n".encode())

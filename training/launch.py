@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stylegan2_fewshot import _dist
+from stylegan2_fewshot import distributed
 from stylegan2_fewshot.ops import backend
 from stylegan2_fewshot.plugin import load_external
 
@@ -31,7 +31,7 @@ def launch(options: Mapping[str, Any], *, outdir: Path, fresh: bool, gpus: int) 
     interrupted: list[int] = []  # Ctrl-C reaches the ranks as well: wait until they have saved
     before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
     try:
-        _dist.spawn(_work_in_new_process, (options, outdir, fresh), gpus)
+        distributed.spawn(_work_in_new_process, (options, outdir, fresh), gpus)
     except SystemExit as ended:
         raise SystemExit(130 if interrupted else ended.code) from None
     finally:
@@ -47,21 +47,21 @@ def _work_in_new_process(options: Mapping[str, Any], outdir: Path, fresh: bool) 
 
 
 def _work(options: Mapping[str, Any], outdir: Path, fresh: bool) -> None:
-    device = _dist.init(options["device"])
+    device = distributed.init(options["device"])
     status = 0
     try:
         operations = backend.select(options["ops"], device)
-        chosen = run_dirs.choose(outdir, options, fresh) if _dist.rank() == 0 else None
-        directory, goes_on = _dist.gather(chosen)[0]
-        if _dist.rank() == 0:
+        chosen = run_dirs.choose(outdir, options, fresh) if distributed.rank() == 0 else None
+        directory, goes_on = distributed.gather(chosen)[0]
+        if distributed.rank() == 0:
             print(f"{'Going on in' if goes_on else 'Training in'} {directory}", flush=True)
             print(operations, flush=True)
         train(options, directory, device)
     except Interrupted as reason:
-        if _dist.rank() == 0:
+        if distributed.rank() == 0:
             print(f"{reason}; the same command goes on from there", flush=True)
         status = 130
     finally:
-        _dist.shutdown()
+        distributed.shutdown()
     if status:  # only now: ranks that were interrupted leave together, too
         raise SystemExit(status)

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stylegan2_fewshot import filter_bank
-from stylegan2_fewshot.ada import AugmentPipe
+from stylegan2_fewshot.augment import AugmentPipe
 from stylegan2_fewshot.files import replacing
+from stylegan2_fewshot.methods.bank import filters as filter_bank
 
 from . import formats, sources
 from .networks import Discriminator, Generator
@@ -340,7 +340,7 @@ class {name}(host.{name}):
 _BANKED_SOURCE = """\
 raise ImportError('this generator has several filter sets in a layer, which needs stylegan2-'
     'fewshot; make an ordinary network of one route with: '
-    'python -m stylegan2_fewshot.bank_export IN.pkl OUT.pkl --route=mean')
+    'python -m tools.bank_export IN.pkl OUT.pkl --route=mean')
 """
 _HOSTS = {
     "Generator": "training.networks_stylegan2 training.networks",

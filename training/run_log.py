@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stylegan2_fewshot import _dist, stats
+from stylegan2_fewshot import distributed, stats
 from stylegan2_fewshot.files import write_text
 
 
@@ -21,7 +21,7 @@ class RunLog:
     """
 
     def __init__(self, run_dir: Path, cur_nimg: int = 0) -> None:
-        self._dir, self._active = run_dir, _dist.rank() == 0
+        self._dir, self._active = run_dir, distributed.rank() == 0
         self._board: Any = None
         if self._active:
             for path in [run_dir / "stats.jsonl", *run_dir.glob("metric-*.jsonl")]:

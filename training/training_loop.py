@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import metrics
-from stylegan2_fewshot import Plugins, Run, Step, _dist, stats
+from stylegan2_fewshot import Plugins, Run, Step, distributed, stats
 from stylegan2_fewshot.files import replacing, write_text
 from stylegan2_fewshot.loss import StyleGAN2Loss
 from stylegan2_fewshot.plugin import seed_of
@@ -62,7 +62,7 @@ class State:
             **{name: part.state_dict() for name, part in parts.items()},
             **{f"{name}_opt": opt.state_dict() for name, opt in self.optimizers.items()},
             "pl_mean": self.loss.pl_mean,
-            "pl_means": _dist.gather(self.loss.pl_mean.item()),  # every rank has its own
+            "pl_means": distributed.gather(self.loss.pl_mean.item()),  # every rank has its own
             "cur_nimg": self.cur_nimg,
             "best": self.best,
             "snapshots_since_best": self.snapshots_since_best,
@@ -75,7 +75,11 @@ class State:
         for name, opt in self.optimizers.items():
             opt.load_state_dict(saved[f"{name}_opt"])
         means = saved.get("pl_means", ())
-        own = means[_dist.rank()] if len(means) == _dist.world_size() else saved["pl_mean"].item()
+        own = (
+            means[distributed.rank()]
+            if len(means) == distributed.world_size()
+            else saved["pl_mean"].item()
+        )
         self.loss.pl_mean.fill_(own)
         for name in ("cur_nimg", "best", "snapshots_since_best"):
             setattr(self, name, saved[name])
@@ -123,7 +127,7 @@ def construct(
     G, D, G_ema, path, source = construction.networks(options, dataset, device)
     rest = dict(batch_size=options["batch_size"], seed=options["seed"], resumed=path, source=source)
     plugins.setup(Run(G, D, dataset=dataset, device=device, G_ema=G_ema, **rest))
-    _dist.broadcast_([t for net in (G, D, G_ema, plugins) for t in net.state_dict().values()])
+    distributed.broadcast_([t for net in (G, D, G_ema, plugins) for t in net.state_dict().values()])
     loss = StyleGAN2Loss(device, G.mapping, G.synthesis, D, plugins, **options["loss"])
     trained, optimizers = {}, {}
     for name, net in (("G", G), ("D", D)):
@@ -175,7 +179,7 @@ class _Run:
         total = int(self.options["total_kimg"] * 1000)
         self._first_pictures()
         clock = _Clock(self.state.cur_nimg)
-        hidden = None if _dist.rank() == 0 else True  # None: hidden unless on a terminal
+        hidden = None if distributed.rank() == 0 else True  # None: hidden unless on a terminal
         bar = tqdm(
             total=total, initial=self.state.cur_nimg, unit="img", disable=hidden, leave=False
         )
@@ -202,23 +206,23 @@ class _Run:
         Ranks compare every few iterations only, for on GPUs that waits for all that is under way.
         """
         iteration = self.state.cur_nimg // self.options["batch_size"]
-        if _dist.world_size() > 1 and iteration % COMPARE_EVERY:
+        if distributed.world_size() > 1 and iteration % COMPARE_EVERY:
             return False
-        return any(_dist.gather(asked))
+        return any(distributed.gather(asked))
 
     def _batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Return this rank's part of each batch: uint8 images and labels, on the CPU."""
         sampler = InfiniteSampler(
             len(self.dataset),
             seed=self.options["seed"],
-            rank=_dist.rank(),
-            world_size=_dist.world_size(),
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
             start_index=self.state.cur_nimg,
         )
         return torch.utils.data.DataLoader(
             self.dataset,
             sampler=sampler,
-            batch_size=self.options["batch_size"] // _dist.world_size(),
+            batch_size=self.options["batch_size"] // distributed.world_size(),
             num_workers=0 if self.dataset.is_in_memory else self.options["workers"],
             pin_memory=self.device.type == "cuda",
         )
@@ -227,7 +231,7 @@ class _Run:
         """Take one step of G and D, and whatever regularisation is due."""
         state, options = self.state, self.options
         state.loss.cur_nimg = state.cur_nimg
-        torch.manual_seed(seed_of(options["seed"], _dist.rank(), state.cur_nimg))
+        torch.manual_seed(seed_of(options["seed"], distributed.rank(), state.cur_nimg))
         real = images.to(self.device).float() / 127.5 - 1
         real_c = labels.to(self.device)
         index = state.cur_nimg // options["batch_size"]
@@ -252,7 +256,7 @@ class _Run:
             state.loss.accumulate_gradients(phase, *part, sync=last, gain=gain / len(parts))
         for param in params:
             param.requires_grad_(False)
-        _dist.average_gradients(params)
+        distributed.average_gradients(params)
         for param in params:
             if param.grad is not None:
                 torch.nan_to_num(param.grad, nan=0, posinf=1e5, neginf=-1e5, out=param.grad)
@@ -273,7 +277,7 @@ class _Run:
     def _maintain(self, tick: int, done: bool, clock: _Clock) -> bool:
         """Print, save and measure as is due; return whether training should end early."""
         state = self.state
-        clock.report(state.cur_nimg, _dist.memory_gb(self.device))
+        clock.report(state.cur_nimg, distributed.memory_gb(self.device))
         moments = stats.collect()
         kimg = state.cur_nimg / 1000
         total = self.options["total_kimg"]
@@ -289,7 +293,7 @@ class _Run:
         return ended
 
     def _first_pictures(self) -> None:
-        if self.state.cur_nimg == 0 and _dist.rank() == 0:
+        if self.state.cur_nimg == 0 and distributed.rank() == 0:
             shown = [self.dataset[i][0] for i in self._shown]
             reals = torch.as_tensor(np.stack(shown)).float() / 127.5 - 1
             self._save_grid("reals.png", reals)
@@ -304,7 +308,7 @@ class _Run:
 
     def _save_pictures(self, name: str) -> None:
         """Save samples of G_ema at the same latents in every run."""
-        if _dist.rank() != 0:
+        if distributed.rank() != 0:
             return
         z = np.random.RandomState(0).randn(len(self._shown), self.state.G.z_dim)
         c = _labels(self.dataset, self._shown).to(self.device)
@@ -321,7 +325,7 @@ class _Run:
 
     def _save_network(self) -> Path:
         path = self.run_dir / f"network-snapshot-{self.state.cur_nimg // 1000:06d}.pkl"
-        if _dist.rank() == 0:
+        if distributed.rank() == 0:
             pipes = [getattr(plugin, "pipe", None) for plugin in self.state.plugins.values()]
             pickles.save(
                 path,
@@ -369,7 +373,7 @@ class _Run:
         state.snapshots_since_best += 1
         if metrics.is_better(result, state.best):
             state.best, state.snapshots_since_best = result, 0
-            if _dist.rank() == 0:
+            if distributed.rank() == 0:
                 best = path.with_name(BEST_FILE)
                 with path.open("rb") as source, replacing(best) as copied:
                     shutil.copyfileobj(source, copied)
@@ -377,12 +381,12 @@ class _Run:
 
     def _save_checkpoint(self) -> None:
         content = self.state.tensors()
-        if _dist.rank() == 0:
+        if distributed.rank() == 0:
             checkpoint.save(checkpoint.path_at(self.run_dir, self.state.cur_nimg), content)
-        _dist.barrier()
+        distributed.barrier()
 
     def _finish(self) -> None:
-        if _dist.rank() == 0:
+        if distributed.rank() == 0:
             content = json.dumps({"kimg": self.state.cur_nimg / 1000})
             write_text(self.run_dir / FINISHED_FILE, content)
         self.log.say(f"Done: {self.state.cur_nimg / 1000:.1f} kimg, results in {self.run_dir}")

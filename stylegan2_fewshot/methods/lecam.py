@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
-from . import _dist, stats
-from .plugin import Plugin, Step, register
+from .. import distributed, stats
+from ..plugin import Plugin, Step, register
 
 ROW = {"Dreal": 0, "Dfake": 1}
 
@@ -76,7 +76,7 @@ class LeCam(Plugin):
         return self.lambda_ * term
 
     def after_step(self, step: Step) -> None:
-        total = _dist.sum_(self.sums)
+        total = distributed.sum_(self.sums)
         batch = total[:, 0] / total[:, 1].clamp(min=1)
         self.means.lerp_(batch, 1 - self.decay * self.started)
         self.started.fill_(1)

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .filter_bank import banks_of, candidates, held, install
-from .plugin import Plugin, Run, register
+from ...plugin import Plugin, Run, register
+from .filters import banks_of, candidates, held, install
 
 
 def choose_layers(patterns: str, names: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Converts checkpoints: `python -m training.convert IN OUT`."""
+"""Converts checkpoints: `python -m tools.convert IN OUT`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pathlib import Path
 import click
 
 from stylegan2_fewshot.files import replacing
-from stylegan2_fewshot.filter_bank import banks_of
+from stylegan2_fewshot.methods.bank.filters import banks_of
+from stylegan2_fewshot.methods.prior import instances
 from stylegan2_fewshot.options import Command
-from stylegan2_fewshot.prior import instances
-
-from . import pickles, sources
-from .formats import onnx_export, rosinality, safetensors_file
-from .pickles import NetworkPickle
+from training import pickles, sources
+from training.formats import onnx_export, rosinality, safetensors_file
+from training.pickles import NetworkPickle
 
 
 def _write_pickle(path: Path, nets: NetworkPickle) -> str:
@@ -71,7 +70,7 @@ def main(source: str, target: Path) -> None:
     if target.suffix in (".pt", ".onnx") and banks_of(nets.G_ema):
         raise ValueError(
             f"OUT={target}: holds no filter banks; make an ordinary network of one route first: "
-            f"python -m stylegan2_fewshot.bank_export {source} ROUTE.pkl --route=mean"
+            f"python -m tools.bank_export {source} ROUTE.pkl --route=mean"
         )
     written = WRITERS[target.suffix](target, nets)
     conditions = instances.companion(sources.fetch(source))

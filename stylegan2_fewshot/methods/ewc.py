@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _dist, files, fisher_file, stats
-from .fisher_file import Fisher
-from .plugin import Plugin, Run, Step, register
+from .. import distributed, files, stats
+from .. import fisher as fisher_information
+from ..fisher import Fisher, Settings, estimate
+from ..plugin import Plugin, Run, Step, labels_beside, register
 
 PHASES = {"Gmain": "G", "Dfake": "D"}
 
@@ -50,7 +51,7 @@ class EWC(Plugin):
 
     Args:
         lambda_: Strength of the penalty; 0 switches it off, 5e8 is the published one.
-        fisher: File of `python -m stylegan2_fewshot.fisher`; without it, F is estimated once and
+        fisher: File of `python -m tools.fisher`; without it, F is estimated once and
             kept beside the source network.
         normalize: Divide F by its mean, so that lambda carries over between sources.
         network: Which networks to hold: G, or D as well.
@@ -120,24 +121,21 @@ class EWC(Plugin):
 
     def _fisher(self, run: Run, source: Path) -> Fisher:
         """Return what the given file holds, or else what an earlier run or this one estimates."""
-        # Not at the top: `python -m stylegan2_fewshot.fisher` imports this package first.
-        from .fisher import Settings, conditions_beside, estimate
-
         if self.fisher:
-            return fisher_file.load(Path(self.fisher), source)
+            return fisher_information.load(Path(self.fisher), source)
         sha256 = files.sha256_of(source)
         settings = Settings(samples=self.samples, discriminator="D" in self.network)
         G, D = run.source or (run.G, run.D)
         params = (*G.named_parameters(), *D.named_parameters())
         names = [(name, *p.shape) for name, p in params]  # plugins may have added some
         key = hashlib.sha256(repr((sha256, settings, names)).encode()).hexdigest()[:12]
-        path = fisher_file.writable_folder(source) / f"{source.stem}.fisher-{key}.npz"
-        if all(_dist.gather(path.is_file())):  # the ranks may not see the same disk
-            return fisher_file.load(path)
-        partial, labels = path.with_suffix(".partial.npz"), conditions_beside(source)
+        path = fisher_information.writable_folder(source) / f"{source.stem}.fisher-{key}.npz"
+        if all(distributed.gather(path.is_file())):  # the ranks may not see the same disk
+            return fisher_information.load(path)
+        partial, labels = path.with_suffix(".partial.npz"), labels_beside(source)
         fisher = estimate(G, D, settings, labels=labels, source=sha256, partial=partial)
-        if _dist.rank() == 0:
-            fisher_file.save(path, fisher)
+        if distributed.rank() == 0:
+            fisher_information.save(path, fisher)
             partial.unlink(missing_ok=True)
         return fisher
 
@@ -154,7 +152,7 @@ class EWC(Plugin):
             raise ValueError(
                 f"--ewc-network={self.network}: no parameter of {net} to hold; {reason}"
             )
-        if (others := [name for name in params if name not in known]) and _dist.rank() == 0:
+        if (others := [name for name in params if name not in known]) and distributed.rank() == 0:
             print(f"EWC: not in the source's {net}, so left free: {', '.join(others)}")
         return held
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
+from metrics.results import is_better, read, value
 from stylegan2_fewshot.files import replacing
-
-from .results import is_better, read, value
 
 Runs = dict[str, dict[str, list[dict[str, Any]]]]  # run -> metric -> results by kimg
 

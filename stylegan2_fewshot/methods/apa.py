@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from . import _dist, stats
-from .adaptive import AdaptiveProbability
-from .plugin import Plugin, Run, Step, register
+from .. import distributed, stats
+from ..adaptive import AdaptiveProbability
+from ..plugin import Plugin, Run, Step, register
 
 SIGNALS = {"lambda_r": (1.0, 0.0), "lambda_f": (0.0, -1.0), "lambda_rf": (0.5, -0.5)}
 
@@ -116,7 +116,7 @@ class APA(Plugin):
     def after_step(self, step: Step) -> None:
         self._fakes.clear()
         self._passes.clear()
-        self.sums += _dist.sum_(self.batch)
+        self.sums += distributed.sum_(self.batch)
         self.batch.zero_()
         if self.adaptive.moves_after(step):
             signal = overfitting(self.signal, self.sums)

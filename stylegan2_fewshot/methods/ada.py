@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from . import stats
-from .adaptive import AdaptiveProbability
-from .augment_pipe import AugmentPipe
-from .plugin import Plugin, Run, Step, register
+from .. import stats
+from ..adaptive import AdaptiveProbability
+from ..augment import AugmentPipe
+from ..plugin import Plugin, Run, Step, register
 
 __all__ = ["ADA", "AugPipe", "AugmentPipe", "create_pipe"]
 

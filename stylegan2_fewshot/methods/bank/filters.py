@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .plugin import seed_of
+from ...plugin import seed_of
 
 KEY = "bank"  # in a generator's `init_kwargs`
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # odd, as a signed number

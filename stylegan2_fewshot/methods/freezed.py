@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import ClassVar
 
-from .plugin import Plugin, Run, register
+from ..plugin import Plugin, Run, register
 
 WITHIN_BLOCK = ("fromrgb", "conv0", "conv1", "skip")
 LAYER = re.compile(rf"b(\d+)\.({'|'.join(WITHIN_BLOCK)})\.")

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from . import stamped
-from .files import sha256_of
+from .. import cache, stamped
+from ..files import sha256_of
 
 FORMAT = 1
 LIKELIHOOD = "log sigmoid D(G(z))"
-_REMEDY = "make it anew with python -m stylegan2_fewshot.fisher"
+_REMEDY = "make it anew with python -m tools.fisher"
 
 
 @dataclass(frozen=True)
@@ -69,5 +69,4 @@ def writable_folder(source: Path) -> Path:
     """Return the source's folder, or else the user's cache, for what is worth keeping."""
     if os.access(source.parent, os.W_OK):
         return source.parent
-    cache = os.environ.get("STYLEGAN2_FEWSHOT_CACHE", "~/.cache/stylegan2_fewshot")
-    return Path(cache).expanduser()
+    return cache.folder()

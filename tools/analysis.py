@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import fisher_file
-from .files import replacing, write_text
-from .fisher import Settings, conditions_beside, estimate
-from .options import Command
+from stylegan2_fewshot import fisher as fisher_information
+from stylegan2_fewshot.files import replacing, write_text
+from stylegan2_fewshot.fisher import Settings, estimate
+from stylegan2_fewshot.options import Command
+from stylegan2_fewshot.plugin import labels_beside
 
 DEPTH = {"mapping": 2, "synthesis": 3}  # parts of a parameter's name that make up its layer's
 
@@ -142,10 +143,10 @@ def main(
     source, adapted = pickles.load(path), pickles.load(adapted_pkl)
     before, after = (getattr(nets, network) for nets in (source, adapted))
     if fisher is None:
-        settings, labels = Settings(samples=samples), conditions_beside(path)
+        settings, labels = Settings(samples=samples), labels_beside(path)
         found = estimate(before, source.D, settings, labels=labels, network=network)
     else:
-        found = fisher_file.load(fisher, path)
+        found = fisher_information.load(fisher, path)
     information = {name.removeprefix("G."): value for name, value in found.values.items()}
     layers = compare(dict(before.named_parameters()), dict(after.named_parameters()), information)
     correlation = rank_correlation(layers)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .plugin import Plugin, Step, register
+from ..plugin import Plugin, Step, register
 
 MAX_SHIFT = 1 / 8  # of the image's width and height
 CUTOUT = 1 / 2  # likewise

@@ -1,4 +1,4 @@
-"""Command line: the features of a data set, for `train.py --prior`."""
+"""Write what a pretrained network sees in each image, for `train.py --prior`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from pathlib import Path
 
 import click
 
-from .. import _dist
-from ..options import Command
-from .instances import Instances, digest, save, unit
+from metrics import detectors
+from metrics.features import Reals, extract
+from stylegan2_fewshot import distributed
+from stylegan2_fewshot.methods.prior.instances import Instances, digest, save, unit
+from stylegan2_fewshot.options import Command
+from training.dataset import ImageDataset
 
 
-@click.group()
-def main() -> None:
-    """Prepare the data instance prior."""
-
-
-@main.command(cls=Command)
+@click.command(cls=Command)
 @click.argument("data", type=click.Path(exists=True))
 @click.option(
     "--backbone",
@@ -26,23 +24,19 @@ def main() -> None:
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File .npz to write.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
-def features(data: str, backbone: str, out: Path, device: str) -> None:
+def main(data: str, backbone: str, out: Path, device: str) -> None:
     """Write what a pretrained network sees in each image of DATA, and in its mirror image.
 
     \b
     Several processes share the work:
-      torchrun --nproc-per-node=N -m stylegan2_fewshot.prior features ...
+      torchrun --nproc-per-node=N -m stylegan2_fewshot.methods.prior features ...
     """
-    from metrics import detectors
-    from metrics.features import Reals, extract
-    from training.dataset import ImageDataset
-
-    place = _dist.init(device)
+    place = distributed.init(device)
     dataset = ImageDataset(data, xflip=True)
     detector = detectors.load(backbone, place)
     found = extract(Reals(dataset, mirrored=True), detector, device=place, show=detector.name)
     vectors = unit(found).view(2, len(dataset) // 2, -1)
-    if _dist.rank() == 0:
+    if distributed.rank() == 0:
         meta = {
             "backbone": backbone,
             "backbone_sha256": detector.sha256,
@@ -51,8 +45,8 @@ def features(data: str, backbone: str, out: Path, device: str) -> None:
         }
         save(out, Instances(vectors, meta))
         click.echo(f"{out}: {vectors.shape[2]} numbers of each of {vectors.shape[1]} images")
-    _dist.shutdown()
+    distributed.shutdown()
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m stylegan2_fewshot.prior")
+    main(prog_name="python -m stylegan2_fewshot.methods.prior")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..plugin import Plugin, Run, register
+from torch import Tensor
+
+from ...plugin import Plugin, Run, register
 from .instances import Instances, beside, companion, conditions_of, labels_of, load, save
 
 
@@ -20,7 +22,7 @@ class Prior(Plugin):
     and that mean.
 
     Args:
-        prior: File of `python -m stylegan2_fewshot.prior features`, of these training images.
+        prior: File of `python -m tools.features`, of these training images.
     """
 
     neutral: ClassVar = {"prior": None}
@@ -29,6 +31,11 @@ class Prior(Plugin):
         super().__init__()
         self.prior = prior
         self._conditions: Instances | None = None
+
+    @classmethod
+    def labels_beside(cls, network: Path) -> Tensor | None:
+        kept = beside(network)
+        return kept.vectors if kept else None
 
     def condition(self, dataset: Any) -> Any:
         if self.prior is None:

@@ -1,4 +1,4 @@
-"""The diagonal Fisher information of a source network's parameters: estimator, file, command."""
+"""The diagonal Fisher information of a source network's parameters, estimated from samples."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,11 +17,9 @@ from torch.func import functional_call, grad, vmap
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from . import _dist, files, fisher_file, stamped
-from .fisher_file import FORMAT, LIKELIHOOD, Fisher
-from .options import Command
-from .plugin import seed_of
-from .prior import instances
+from .. import distributed, stamped
+from ..plugin import seed_of
+from .file import FORMAT, LIKELIHOOD, Fisher
 
 BLOCK = 64  # samples between two sums over the ranks; a run goes on from the end of one
 SAVE_EVERY_SEC = 30
@@ -76,12 +72,6 @@ class LogLikelihood(torch.nn.Module):
         """Return the scalar for `z` `[z_dim]` and the label `c` `[c_dim]`."""
         img = self.G(z[None], c[None], **self.options)
         return F.logsigmoid(self.D(img, c[None], force_fp32=True)).sum()
-
-
-def conditions_beside(network: Path) -> Tensor | None:
-    """Return the conditions `[M, c_dim]` of a network with a data instance prior, or None."""
-    kept = instances.beside(network)
-    return kept.vectors if kept else None
 
 
 class AnyLayout(TorchFunctionMode):
@@ -188,7 +178,7 @@ class Sums:
     def merge(self, others: Sums) -> None:
         """Take in what all ranks have in `others`."""
         for mine, theirs in zip(self.tensors().values(), others.tensors().values(), strict=True):
-            mine += _dist.sum_(theirs)
+            mine += distributed.sum_(theirs)
 
     def mean(self) -> list[Tensor]:
         """Return the Fisher information of every tensor, flat."""
@@ -235,7 +225,7 @@ def estimate(
     sums = _resume(partial, Sums(job.sizes, job.device), meta)
     vectorized = vectorized and _vectorizes(job)
     batch = batch or max(1, min(MAX_BATCH, VECTOR_BYTES // (4 * sum(job.sizes))))
-    main, saved = _dist.rank() == 0, time.monotonic()
+    main, saved = distributed.rank() == 0, time.monotonic()
     start = int(sums.done)
     with tqdm(desc="Fisher", total=settings.samples, initial=start, disable=not main) as bar:
         while (done := int(sums.done)) < settings.samples:
@@ -250,10 +240,10 @@ def _block(job: Estimator, done: int, batch: int, vectorized: bool, bar: tqdm[An
     """Return the sums over this rank's share of the next block of samples."""
     sums = Sums(job.sizes, job.device)
     end = min(done + BLOCK, job.settings.samples)
-    mine = range(done + _dist.rank(), end, _dist.world_size())
+    mine = range(done + distributed.rank(), end, distributed.world_size())
     for first in range(0, len(mine), batch):
         sums.add(job.gradients(mine[first : first + batch], vectorized=vectorized))
-        bar.update(min(done + (first + batch) * _dist.world_size(), end) - bar.n)
+        bar.update(min(done + (first + batch) * distributed.world_size(), end) - bar.n)
     return sums
 
 
@@ -263,7 +253,7 @@ def _vectorizes(job: Estimator) -> bool:
         job.gradients(range(2))
     except (RuntimeError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
-        if _dist.rank() == 0:
+        if distributed.rank() == 0:
             print(f"Fisher: one sample at a time; torch.func cannot batch this network: {reason}")
         return False
     return True
@@ -277,12 +267,12 @@ def _stamp(job: Estimator, source: str, network: str) -> dict[str, Any]:
 
 def _resume(partial: Path | None, sums: Sums, meta: Mapping[str, Any]) -> Sums:
     """Fill `sums` from an interrupted estimate of the same kind, if rank 0 finds one."""
-    if partial and partial.exists() and _dist.rank() == 0:
+    if partial and partial.exists() and distributed.rank() == 0:
         kept, stamp = stamped.read(partial, "unfinished estimate", "remove it")
         if all(stamp.get(key) == value for key, value in meta.items()):
             for name, tensor in sums.tensors().items():
                 tensor.copy_(kept[name])
-    _dist.broadcast_(sums.tensors().values())
+    distributed.broadcast_(sums.tensors().values())
     return sums
 
 
@@ -305,92 +295,3 @@ def summary(fisher: Fisher) -> str:
         error = "-" if errors[name] is None else f"{errors[name]:.2e}"
         rows.append(f"{name:{width}}  {value.mean():.2e}   {error}")
     return "\n".join(rows)
-
-
-@click.command(cls=Command, context_settings={"show_default": True})
-@click.argument("network_pkl")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="File to write; default NETWORK.fisher.npz."
-)
-@click.option("--samples", default=1000, help="Number of generated images.")
-@click.option("--seed", default=0, help="Seed of latents, labels and noise.")
-@click.option(
-    "--network",
-    type=click.Choice(["G", "G_ema"]),
-    default="G",
-    help="Which generator of the pickle.",
-)
-@click.option("--psi", default=1.0, help="Truncation.")
-@click.option(
-    "--noise-mode",
-    type=click.Choice(["random", "const", "none"]),
-    default="random",
-    help="Noise inputs of G.",
-)
-@click.option(
-    "--granularity",
-    type=click.Choice(["parameter", "layer"]),
-    default="parameter",
-    help="One number per parameter, or the mean over each tensor.",
-)
-@click.option("--discriminator", is_flag=True, help="Include D's parameters, for --ewc-network=GD.")
-@click.option(
-    "--labels",
-    type=click.Path(path_type=Path, exists=True),
-    help="Array .npy [M, c_dim] of labels to draw from; default: the conditions in NETWORK's "
-    ".prior.npz, or else every class alike.",
-)
-@click.option(
-    "--batch",
-    type=click.IntRange(min=1),
-    help="Samples differentiated at once; default: what fits into 256 MiB.",
-)
-@click.option("--loop", is_flag=True, help="Differentiate sample by sample: slow, the reference.")
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to compute."
-)
-def main(
-    network_pkl: str,
-    out: Path | None,
-    network: str,
-    labels: Path | None,
-    batch: int | None,
-    loop: bool,
-    device: str,
-    **settings: Any,
-) -> None:
-    """Estimate the Fisher information of NETWORK_PKL (path, URL or short name) for EWC.
-
-    Several processes share the work: torchrun --nproc-per-node=N -m stylegan2_fewshot.fisher ...
-    An interrupted estimate goes on where it was when the same command is given again.
-    """
-    from training import pickles, sources
-
-    torch.backends.cudnn.allow_tf32 = False  # squares double what a gradient is off by
-    place = _dist.init(device)
-    path = sources.fetch(network_pkl)
-    out = out or path.with_suffix(".fisher.npz")
-    partial = out.with_suffix(".partial.npz")
-    nets, conditions = pickles.load(path), conditions_beside(path)
-    if labels is not None:
-        conditions = torch.from_numpy(np.load(labels, allow_pickle=False))
-    fisher = estimate(
-        getattr(nets, network).to(place),
-        nets.D.to(place),
-        Settings(**settings),
-        labels=conditions,
-        source=files.sha256_of(path),
-        network=network,
-        batch=batch,
-        vectorized=not loop,
-        partial=partial,
-    )
-    if _dist.rank() == 0:
-        fisher_file.save(out, fisher)
-        partial.unlink(missing_ok=True)
-        click.echo(f"{summary(fisher)}\n{out}")
-    _dist.shutdown()
-
-
-if __name__ == "__main__":
-    main()

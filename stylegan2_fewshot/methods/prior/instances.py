@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import stamped
+from ... import stamped
 
 MOST_CONDITIONS = 1000
-_COMMAND = "python -m stylegan2_fewshot.prior features"
+_COMMAND = "python -m stylegan2_fewshot.methods.prior features"
 
 
 @dataclass(frozen=True)

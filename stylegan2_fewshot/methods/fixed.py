@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..plugin import Plugin, Step, register
 from .ada import AugPipe, create_pipe
-from .plugin import Plugin, Step, register
 
 
 @register("fixed")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from .filter_bank import parse_route, without_banks
-from .options import Command
+from stylegan2_fewshot.methods.bank.filters import parse_route, without_banks
+from stylegan2_fewshot.options import Command
 
 
 @click.command(cls=Command)
