@@ -42,7 +42,7 @@ from experiment import (
 )
 
 import metrics
-from stylegan2_fewshot import fisher_file
+from stylegan2_fewshot.fisher import file as fisher_file
 from training import grids
 from training.dataset import ImageDataset
 
@@ -102,7 +102,7 @@ def fisher_of_source(out: Path) -> Path:
     """Return the file of the source's Fisher information, estimating it where it is missing."""
     path = out / "source.fisher.npz"
     if not (ROOT / path).exists():
-        command = f"-m stylegan2_fewshot.fisher {SOURCE} --samples=500 --out={path}"
+        command = f"-m tools.fisher {SOURCE} --samples=500 --out={path}"
         run(command, ROOT / out / "fisher.txt")
     try:
         fisher_file.load(ROOT / path, ROOT / SOURCE)

@@ -86,7 +86,7 @@ def features(data: Path, out: Path) -> dict[str, Path]:
 
 def features_command(data: Path, backbone: str, out: Path) -> str:
     """Return the command line, without `python`."""
-    return f"-m stylegan2_fewshot.methods.prior features {data} --backbone={backbone} --out={out}"
+    return f"-m tools.features {data} --backbone={backbone} --out={out}"
 
 
 def trials(data: Path, heldout: Path, priors: dict[str, Path], kimg: str) -> list[Trial]:

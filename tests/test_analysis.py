@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from stylegan2_fewshot import analysis
+from tools import analysis
 from tools.analysis import Layer, compare, layer_of, rank_correlation
 from training import pickles
 from training.networks import Discriminator, Generator

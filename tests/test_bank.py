@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import generate
-from stylegan2_fewshot import Plugins, Run, bank_export, distributed
+from stylegan2_fewshot import Plugins, Run, distributed
 from stylegan2_fewshot.loss import StyleGAN2Loss
 from stylegan2_fewshot.methods.bank import choose_layers
 from stylegan2_fewshot.methods.bank.filters import (
@@ -25,7 +25,8 @@ from stylegan2_fewshot.methods.bank.filters import (
     routes_of,
     without_banks,
 )
-from training import convert, networks, pickles, training_loop
+from tools import bank_export, convert
+from training import networks, pickles, training_loop
 from training.dataset import ImageDataset
 from training.training_loop import train
 

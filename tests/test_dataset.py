@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import training.dataset as dataset_module
-from training.dataset import ImageDataset, InfiniteSampler, content_hash
+from training.dataset import ImageDataset, InfiniteSampler
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -136,7 +136,7 @@ def test_pickles(place: Path) -> None:
     data = ImageDataset(write(place, FILES))
     again = pickle.loads(pickle.dumps(data))
     np.testing.assert_array_equal(again[3][0], data[3][0])
-    assert content_hash(again) == content_hash(data)
+    assert again.content_hash() == data.content_hash()
 
 
 def test_items_are_the_callers_own(place: Path) -> None:
@@ -273,14 +273,14 @@ def test_labels_that_are_not_there(place: Path) -> None:
 
 def test_hash_depends_on_names_bytes_and_mirror_only(tmp_path: Path) -> None:
     one = ImageDataset(write(tmp_path / "one", FILES))
-    assert content_hash(one) == content_hash(ImageDataset(write(tmp_path / "two.zip", FILES)))
+    assert one.content_hash() == ImageDataset(write(tmp_path / "two.zip", FILES)).content_hash()
     others = [
         ImageDataset(tmp_path / "one", xflip=True),
         ImageDataset(tmp_path / "one", max_size=4),
         ImageDataset(write(tmp_path / "three.zip", {**FILES, "0.png": encoded(image(9))})),
         ImageDataset(write(tmp_path / "four.zip", {f"x{n}": d for n, d in FILES.items()})),
     ]
-    hashes = [content_hash(other) for other in (one, *others)]
+    hashes = [other.content_hash() for other in (one, *others)]
     assert len(set(hashes)) == 5
     assert all(len(value) == 64 for value in hashes)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stylegan2_fewshot import Plugin, Plugins, Run, files, filter_bank, fisher_file, stats
+from stylegan2_fewshot import Plugin, Plugins, Run, files, stats
 from stylegan2_fewshot.augment.pipe import AugmentPipe
+from stylegan2_fewshot.fisher import file as fisher_file
 from stylegan2_fewshot.loss import StyleGAN2Loss
+from stylegan2_fewshot.methods.bank import filters as filter_bank
 from training import pickles
 from training.networks import Discriminator, Generator
 

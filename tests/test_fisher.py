@@ -10,8 +10,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from stylegan2_fewshot import distributed, fisher, fisher_file, stamped
-from stylegan2_fewshot.fisher import Estimator, Settings, Sums, estimate
+from stylegan2_fewshot import distributed, stamped
+from stylegan2_fewshot.fisher import estimate as fisher
+from stylegan2_fewshot.fisher import file as fisher_file
+from stylegan2_fewshot.fisher.estimate import Estimator, Settings, Sums, estimate
 from stylegan2_fewshot.fisher.file import Fisher
 from training import pickles
 from training.networks import Discriminator, Generator

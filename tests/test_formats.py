@@ -23,7 +23,8 @@ from test_pickles import Evil, archive, assert_same, hostile_files, legacy, smal
 from torch import nn
 
 from stylegan2_fewshot.augment import AugmentPipe
-from training import convert, pickles
+from tools import convert
+from training import pickles
 from training.formats import rosinality
 from training.networks import Discriminator, Generator
 from training.pickles import PickleError

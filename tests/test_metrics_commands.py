@@ -16,7 +16,8 @@ from PIL import Image
 
 import metrics
 from metrics import __main__ as command
-from metrics import compare, measure, registry, weights
+from metrics import registry, weights
+from tools import compare
 from training import networks, pickles
 
 ROOT = Path(__file__).parent.parent
@@ -153,8 +154,8 @@ def test_a_process_that_fails_ends_the_command_with_its_status(monkeypatch, caps
 
     monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # else of all later tests
-    monkeypatch.setattr(measure.os, "environ", dict(os.environ))
-    monkeypatch.setattr(measure.distributed, "init", lambda device: torch.device(device))
+    monkeypatch.setattr(command.os, "environ", dict(os.environ))
+    monkeypatch.setattr(command.distributed, "init", lambda device: torch.device(device))
     outcome = CliRunner().invoke(command.main, ["none.pkl", "--device=cpu", "--gpus=2"])
     assert outcome.exit_code == 2 and outcome.stderr.startswith("Error: none.pkl: no such file")
 

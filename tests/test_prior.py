@@ -18,11 +18,15 @@ from PIL import Image
 import generate
 from metrics import __main__ as metrics_command
 from metrics import detectors, registry
-from stylegan2_fewshot import Run, Step, analysis, files, fisher, fisher_file
+from stylegan2_fewshot import Run, Step, files
+from stylegan2_fewshot.fisher import estimate as fisher
+from stylegan2_fewshot.fisher import file as fisher_file
 from stylegan2_fewshot.methods.ewc import EWC
-from stylegan2_fewshot.methods.prior import Prior, __main__, instances
+from stylegan2_fewshot.methods.prior import Prior, instances
 from stylegan2_fewshot.methods.prior.instances import Instances, companion
 from stylegan2_fewshot.options import describe
+from tools import analysis
+from tools import features as features_command
 from training import conditions, pickles, training_loop
 from training.dataset import ImageDataset
 from training.networks import Discriminator, Generator
@@ -50,7 +54,7 @@ def backbone(tmp_path_factory):
 
 
 def run_features(*arguments):
-    return CliRunner().invoke(__main__.main, ["features", *map(str, arguments)])
+    return CliRunner().invoke(features_command.main, [*map(str, arguments)])
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stylegan2_fewshot import Plugins, Run, distributed, files, fisher_file
+from stylegan2_fewshot import Plugins, Run, distributed, files
+from stylegan2_fewshot.fisher import file as fisher_file
 from stylegan2_fewshot.loss import StyleGAN2Loss
 from training import checkpoint, networks, pickles, run_log, training_loop
 from training.launch import launch
