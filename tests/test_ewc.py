@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stylegan2_fewshot import distributed, files, stats
-from stylegan2_fewshot.fisher import estimate as fisher
+from stylegan2_fewshot import distributed, files, fisher, stats
 from stylegan2_fewshot.fisher import file as fisher_file
 from stylegan2_fewshot.fisher.file import Fisher
 from stylegan2_fewshot.methods.ewc import EWC, consolidation

@@ -11,10 +11,11 @@ import torch
 from click.testing import CliRunner
 
 from stylegan2_fewshot import distributed, stamped
-from stylegan2_fewshot.fisher import estimate as fisher
+from stylegan2_fewshot.fisher import estimator as fisher
 from stylegan2_fewshot.fisher import file as fisher_file
-from stylegan2_fewshot.fisher.estimate import Estimator, Settings, Sums, estimate
+from stylegan2_fewshot.fisher.estimator import Estimator, Settings, Sums, estimate
 from stylegan2_fewshot.fisher.file import Fisher
+from tools import fisher as command
 from training import pickles
 from training.networks import Discriminator, Generator
 
@@ -338,7 +339,7 @@ def test_command(nets, tmp_path):
     path = tmp_path / "source.pkl"
     pickles.save(path, G=G, D=D, G_ema=G)
     arguments = [str(path), "--samples=3", "--noise-mode=const", "--discriminator"]
-    done = CliRunner().invoke(fisher.main, arguments)
+    done = CliRunner().invoke(command.main, arguments)
     assert done.exit_code == 0, done.output
     written = tmp_path / "source.fisher.npz"
     assert done.stdout.splitlines()[-1] == str(written)
@@ -356,5 +357,5 @@ def test_a_missing_folder_does_not_cost_the_estimate(file):
 
 def test_command_says_what_is_wrong(tmp_path):
     for arguments in (["nowhere.pkl"], [str(tmp_path)], ["nowhere.pkl", "--samples=0"]):
-        done = CliRunner().invoke(fisher.main, arguments)
+        done = CliRunner().invoke(command.main, arguments)
         assert done.exit_code == 2 and "Traceback" not in done.output

@@ -24,7 +24,7 @@ def empty_registry(monkeypatch):
 def test_registry_is_alphabetical_and_named_like_files():
     assert list(registry()) == sorted(registry())
     for name, cls in registry().items():
-        assert cls.__module__ == f"stylegan2_fewshot.{name}"
+        assert cls.__module__ == f"stylegan2_fewshot.methods.{name}"
         assert cls.name == name and find(name) is cls
 
 

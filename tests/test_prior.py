@@ -18,8 +18,7 @@ from PIL import Image
 import generate
 from metrics import __main__ as metrics_command
 from metrics import detectors, registry
-from stylegan2_fewshot import Run, Step, files
-from stylegan2_fewshot.fisher import estimate as fisher
+from stylegan2_fewshot import Run, Step, files, fisher
 from stylegan2_fewshot.fisher import file as fisher_file
 from stylegan2_fewshot.methods.ewc import EWC
 from stylegan2_fewshot.methods.prior import Prior, instances

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import distributed, files, stats
 from .. import fisher as fisher_information
-from ..fisher import Fisher, Settings, estimate
+from ..fisher import Fisher
 from ..plugin import Plugin, Run, Step, labels_beside, register
 
 PHASES = {"Gmain": "G", "Dfake": "D"}
@@ -124,7 +124,9 @@ class EWC(Plugin):
         if self.fisher:
             return fisher_information.load(Path(self.fisher), source)
         sha256 = files.sha256_of(source)
-        settings = Settings(samples=self.samples, discriminator="D" in self.network)
+        settings = fisher_information.Settings(
+            samples=self.samples, discriminator="D" in self.network
+        )
         G, D = run.source or (run.G, run.D)
         params = (*G.named_parameters(), *D.named_parameters())
         names = [(name, *p.shape) for name, p in params]  # plugins may have added some
@@ -133,7 +135,9 @@ class EWC(Plugin):
         if all(distributed.gather(path.is_file())):  # the ranks may not see the same disk
             return fisher_information.load(path)
         partial, labels = path.with_suffix(".partial.npz"), labels_beside(source)
-        fisher = estimate(G, D, settings, labels=labels, source=sha256, partial=partial)
+        fisher = fisher_information.estimate(
+            G, D, settings, labels=labels, source=sha256, partial=partial
+        )
         if distributed.rank() == 0:
             fisher_information.save(path, fisher)
             partial.unlink(missing_ok=True)
