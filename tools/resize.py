@@ -1,0 +1,46 @@
+"""Grows a network to larger images, cuts it to smaller ones, or changes their channels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tools.command import UserPath, command
+
+
+@command()
+@click.argument("source", metavar="NETWORK", type=UserPath())
+@click.argument("target", metavar="OUT", type=UserPath(dir_okay=False, path_type=Path))
+@click.option("--size", type=click.IntRange(min=8), help="Pixels a side, a power of two")
+@click.option("--channels", type=click.Choice(["1", "3", "4"]), help="Grey, RGB or RGBA images")
+def main(source: str, target: Path, size: int | None, channels: str | None) -> None:
+    """Grow or cut NETWORK to another resolution or number of channels, as a pickle OUT.
+
+    A grown network starts out as the same function: its images are the old ones enlarged. A cut one
+    loses its finest layers, and its first images differ as little from the shrunk ones as the
+    layers left allow. Train from OUT with train.py --resume=OUT.
+    """
+    from training import pickles, resizing
+
+    if size is None and channels is None:
+        raise ValueError("give --size, --channels or both")
+    nets = pickles.load(source)
+    before = nets.G_ema
+    try:
+        made = resizing.resized(
+            nets, size or before.img_resolution, int(channels) if channels else None
+        )
+    except ValueError as error:
+        raise ValueError(f"--size={size}: {error}") from error
+    pickles.save(target, **vars(made))
+    click.echo(f"{target}: {_shape(before)} to {_shape(made.G_ema)}")
+
+
+def _shape(G: object) -> str:
+    side = G.img_resolution
+    return f"{side}x{side}x{G.img_channels}"
+
+
+if __name__ == "__main__":
+    main()
