@@ -145,7 +145,10 @@ def _dataset(values: dict[str, Any]) -> tuple[dict[str, Any], int]:
         "xflip": values["mirror"],
         "seed": values["seed"],
     }
-    dataset = ImageDataset(**arguments)
+    first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes looks at every file
+    dataset = ImageDataset(**arguments, check=first)
+    if first:
+        click.echo("".join(f"{note}\n" for note in dataset.notes), err=True, nl=False)
     number = len(dataset.file_names)
     if values["subset"] and values["subset"] > number:
         raise ValueError(f"--subset={values['subset']}: there are {number} images; ask for fewer")

@@ -42,3 +42,35 @@ def sha256_of(path: Path) -> str:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def printable(text: str) -> str:
+    r"""Return text with control characters and lone surrogates escaped, as `\x1b`.
+
+    Names of files come from strangers, too: what they hold must not steer a terminal.
+    """
+    if text.isprintable():
+        return text
+    escaped = (c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return "".join(escaped)
+
+
+@contextmanager
+def refusing(name: str | os.PathLike[str], problem: str, advice: str) -> Iterator[None]:
+    """Turn whatever decoders raise on a damaged file into a ValueError of one line.
+
+    Args:
+        name: The file's.
+        problem: What the error begins with after the name, as "cannot be read as an image".
+        advice: What the user should do.
+
+    Raises:
+        ValueError: `name: problem (reason); advice`.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = printable(str(error).partition("\n")[0]) or type(error).__name__
+        raise ValueError(f"{printable(os.fspath(name))}: {problem} ({reason}); {advice}") from error

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-import training.dataset as dataset_module
 from training.dataset import ImageDataset, InfiniteSampler
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -121,10 +120,11 @@ def test_subset_is_the_seeds_choice(place: Path) -> None:
         ImageDataset(place, max_size=0)
 
 
-def test_large_sets_are_read_file_by_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_sets_are_read_file_by_file(place: Path) -> None:
     stored = ImageDataset(write(place, FILES), xflip=True)
-    monkeypatch.setattr(dataset_module, "IN_MEMORY_BYTES", 0)
+    assert stored.keep_decoded() and stored.is_in_memory
     streamed = ImageDataset(place, xflip=True)
+    assert not streamed.keep_decoded(5 * 3 * 8 * 8 - 1) and not streamed.is_in_memory
     for (ours, _), (theirs, _) in zip(stored, streamed, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     loader = DataLoader(streamed, batch_size=5, num_workers=2)
@@ -172,28 +172,40 @@ def test_vectors_stay_as_they_are(place: Path) -> None:
 
 PNG = encoded(image())
 BAD_FILES = {
-    "wide": (image(size=(8, 4)), "b.png: 8x4 pixels, which is not square; crop or pad"),
-    "odd": (image(size=(12, 12)), "b.png: 12x12 pixels, no power of two from 4 up; resize"),
-    "tiny": (image(size=(2, 2)), "b.png: 2x2 pixels, no power of two from 4 up; resize"),
-    "size": (image(size=(16, 16)), "b.png: RGB 16x16, but a.png is RGB 8x8; convert all"),
-    "grey": (image(mode="L"), "b.png: L 8x8, but a.png is RGB 8x8; convert all"),
-    "alpha": (image(mode="RGBA"), "b.png: RGBA 8x8, but a.png is RGB 8x8; convert all"),
-    "deep": (Image.new("I;16", (8, 8)), "b.png: pixels are I;16; save it with 8 bits"),
-    "junk": (b"no image", "b.png: cannot be read as an image (cannot identify"),
-    "empty": (b"", "b.png: cannot be read as an image (cannot identify"),
-    "cut": (PNG[: len(PNG) // 2], "b.png: cannot be read as an image ("),
+    "wide": (image(size=(8, 4)), "1 not square: b.png (8x4)"),
+    "odd": (
+        image(size=(12, 12)),
+        "1 with a side that is not one of 4, 8, 16, ... 4096: b.png (12x",
+    ),
+    "tiny": (
+        image(size=(2, 2)),
+        "1 with a side that is not one of 4, 8, 16, ... 4096: b.png (2x2)",
+    ),
+    "huge": (
+        Image.new("1", (8192, 8192)),
+        "1 with a side that is not one of 4, 8, 16, ... 4096: b",
+    ),
+    "size": (image(size=(16, 16)), "several sizes: 2 8x8 (a.png, c.png); 1 16x16 (b.png)"),
+    "grey": (image(mode="L"), "several modes: 2 RGB (a.png, c.png); 1 L (b.png)"),
+    "alpha": (image(mode="RGBA"), "several modes: 2 RGB (a.png, c.png); 1 RGBA (b.png)"),
+    "deep": (Image.new("I;16", (8, 8)), "1 16-bit, not 8-bit grey, RGB or RGBA: b.png"),
+    "junk": (b"no image", "1 unreadable: b.png: cannot be read as an image (not a PNG, JPEG or"),
+    "empty": (b"", "1 unreadable: b.png: cannot be read as an image (not a PNG, JPEG or WEBP"),
+    "cut": (PNG[: len(PNG) // 2], "1 unreadable: b.png: cannot be read as an image ("),
 }
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
-def test_a_bad_file_is_named(place: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset_module, "IN_MEMORY_BYTES", 0)  # found without decoding them all
+def test_a_bad_file_is_named(place: Path, case: str) -> None:
     bad, message = BAD_FILES[case]
     data = bad if isinstance(bad, bytes) else encoded(bad)
     write(place, {"a.png": PNG, "b.png": data, "c.png": PNG})
     with pytest.raises(ValueError) as caught:
         ImageDataset(place)
-    assert str(caught.value).startswith(message)
+    text = str(caught.value)
+    assert text.startswith(f"{place}: 3 images, but")
+    assert f" {message}" in text
+    assert f"make a data set of them: python -m tools.prepare {place} set" in text
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
@@ -213,7 +225,7 @@ def test_bytes_damaged_in_a_zip_are_found(tmp_path: Path) -> None:
     path = write(tmp_path / "set.zip", FILES)
     damaged = path.read_bytes().replace(FILES["2.png"][60:80], bytes(20))
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match=r"2\.png: cannot be read as an image"):
+    with pytest.raises(ValueError, match=r"1 unreadable: 2\.png: damaged in .*its checksum"):
         ImageDataset(path)
 
 
@@ -236,8 +248,8 @@ BAD_LABELS = {
     "none": (None, "dataset.json: must read"),
     "number": (3, "dataset.json: must read"),
     "flat": (["0.png", 3], "dataset.json: must read"),
-    "missing": (ALL[:-2], "dataset.json: no label for sub/1.png and 1 other images; label every"),
-    "null": ([*ALL[:-1], [ORDER[-1], None]], "dataset.json: no label for sub/3.png and 0"),
+    "missing": (ALL[:-2], "dataset.json: no label for sub/1.png, sub/3.png; label every"),
+    "null": ([*ALL[:-1], [ORDER[-1], None]], "dataset.json: no label for sub/3.png; label every"),
     "negative": ([[n, -1] for n in ORDER], "dataset.json: the label of 0.png is -1; it must be"),
     "real": ([[n, 0.5] for n in ORDER], "dataset.json: the label of 0.png is 0.5; it must be"),
     "text": ([[n, "cat"] for n in ORDER], "dataset.json: the label of 0.png is 'cat'; it must be"),
@@ -377,3 +389,22 @@ def test_feeds_a_loader(place: Path) -> None:
     images = torch.cat([img for img, _ in islice(batches, 3)])
     expected = [torch.tensor(data[i][0]) for i in islice(sampler, 12)]
     torch.testing.assert_close(images, torch.stack(expected))
+
+
+def test_identity_changes_with_what_training_sees(tmp_path: Path) -> None:
+    rows = [[name, 0] for name in ORDER]
+    files = with_labels(rows)
+    one = ImageDataset(write(tmp_path / "one", files)).identity()
+    assert one == ImageDataset(write(tmp_path / "two.zip", files)).identity()
+    assert json.loads(json.dumps(one)) == one
+    assert (one["images"], one["resolution"], one["channels"], one["label_dim"]) == (5, 8, 3, 0)
+    other_pixels = {**files, "0.png": encoded(image(9))}
+    other_name = {("9.png" if n == "0.png" else n): d for n, d in FILES.items()}
+    for name, changed in (("three.zip", other_pixels), ("four", other_name)):
+        other = ImageDataset(write(tmp_path / name, changed)).identity()
+        assert {key for key in one if one[key] != other[key]} == {"files"}
+    labelled = ImageDataset(tmp_path / "one", use_labels=True).identity()
+    write(tmp_path / "one", with_labels([*rows[1:], [ORDER[0], 1]]))
+    relabelled = ImageDataset(tmp_path / "one", use_labels=True).identity()
+    differing = {key for key in one if labelled[key] != relabelled[key]}
+    assert differing == {"labels", "label_dim"}

@@ -29,7 +29,7 @@ def main(data: str, backbone: str, out: Path, device: str) -> None:
 
     \b
     Several processes share the work:
-      torchrun --nproc-per-node=N -m stylegan2_fewshot.methods.prior features ...
+      torchrun --nproc-per-node=N -m tools.features ...
     """
     place = distributed.init(device)
     dataset = ImageDataset(data, xflip=True)
@@ -49,4 +49,4 @@ def main(data: str, backbone: str, out: Path, device: str) -> None:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m stylegan2_fewshot.methods.prior")
+    main()

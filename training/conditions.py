@@ -15,7 +15,7 @@ from torch import Tensor
 from stylegan2_fewshot.methods.prior import instances
 from stylegan2_fewshot.methods.prior.instances import Instances, unit
 
-from . import sources
+from . import images, sources
 
 SAMPLINGS = ("train", "mixup", "kmeans", "gmm")
 POOL = 1000  # conditions drawn where a sampling has no number of its own
@@ -92,11 +92,8 @@ def of_images(paths: Sequence[str], kept: Instances, G: Any) -> Tensor:
 def _pixels(path: Path, resolution: int, channels: int) -> np.ndarray:
     """Return uint8 `[C, R, R]`: the middle square of an image, as a training image would be."""
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
-    try:
-        with Image.open(path) as image:
-            image = image.convert("RGBA")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+    with images.opened(path, path) as image:
+        image = images.upright(image).convert("RGBA")
     if mode != "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     square = ImageOps.fit(image.convert(mode), (resolution, resolution), Image.Resampling.LANCZOS)

@@ -6,35 +6,33 @@ import contextlib
 import copy
 import functools
 import hashlib
+import io
 import itertools
-import json
-import math
 import os
-import re
-import zipfile
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, Any
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
+from stylegan2_fewshot.files import printable
 from stylegan2_fewshot.plugin import seed_of
 
+from . import images, labels, problems
+from .archive import CHECKED_BYTES, open_source
+from .images import CHANNELS
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
-CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 IN_MEMORY_BYTES = 256 * 2**20
-_ENDINGS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 
 
 class ImageDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
     """Square images of one size, from a folder (with its subfolders) or a ZIP.
 
     An item is `(image, label)`: uint8 `[C, H, W]` and float32 `[label_dim]`, both numpy arrays.
-    PNG, JPEG and WebP; grey, RGB or RGBA. Header and end of every file are looked at first, so
-    that what is wrong with a data set shows before training. Up to 256 MiB of pixels are decoded
-    once and kept.
+    PNG, JPEG and WebP; grey, RGB or RGBA; turned as their EXIF says. Nothing is decoded until it
+    is asked for.
 
     Args:
         path: Folder or ZIP.
@@ -43,9 +41,15 @@ class ImageDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         max_size: Use that many files, chosen by `seed`; None for all.
         xflip: Append a mirrored copy of every image.
         seed: Seed of the choice under `max_size`.
+        check: Look at header and end of every file, and at every byte of up to 256 MiB. Without,
+            the first image alone says what all are; for files that were looked at before.
+
+    Attributes:
+        file_names: Names of all images, in order.
+        notes: Lines about what was left out or looks like a mistake.
 
     Raises:
-        ValueError: Something is wrong with the files; the message names one and what to do.
+        ValueError: Something is wrong with the files; the message says all of it, and what to do.
     """
 
     def __init__(
@@ -56,18 +60,24 @@ class ImageDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         max_size: int | None = None,
         xflip: bool = False,
         seed: int = 0,
+        check: bool = True,
     ) -> None:
         self.path = str(path)
         self.xflip = xflip
-        self._source = _open_source(Path(path))
-        self.file_names = _image_names(self._source.names())
-        if not self.file_names:
-            raise ValueError(f"{path}: no images in it; need .png, .jpg or .webp files")
-        self._mode, self.resolution = self._scan()
+        self._source = open_source(Path(path))
+        names = self._source.names
+        self._numbers = [i for i, name in enumerate(names) if _suffix(name) in SUFFIXES]
+        self.file_names = [names[i] for i in self._numbers]
+        if not self._numbers:
+            raise ValueError(self._no_images())
+        self._mode, self.resolution = self._scan() if check else self._first()
+        self.notes = self._about_others()
         # Of the images, and of their mirror images.
         self._labels = np.stack([self._read_labels()] * 2) if use_labels else None
+        if not use_labels:
+            self.notes += self._about_unused_labels()
         self._chosen = _choose(len(self.file_names), max_size, seed)
-        self._decoded = self._decode()
+        self._decoded: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self._chosen) * (2 if self.xflip else 1)
@@ -79,6 +89,16 @@ class ImageDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         else:
             image = self._decoded[index % len(self._chosen)]
         return (image[:, :, ::-1] if flipped else image).copy(), self.get_label(index)
+
+    def keep_decoded(self, most_bytes: int = IN_MEMORY_BYTES) -> bool:
+        """Decode all images and keep them if their pixels take at most that; return whether.
+
+        Processes that train together share what a machine has: give each its part.
+        """
+        if len(self._chosen) * int(np.prod(self.image_shape)) > most_bytes:
+            return False
+        self._decoded = np.stack([self._read(raw_idx) for raw_idx in self._chosen])
+        return True
 
     @property
     def is_in_memory(self) -> bool:
@@ -133,75 +153,126 @@ class ImageDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
     def files(self) -> Iterator[tuple[str, bytes]]:
         """Yield name and bytes of every file in use."""
         for raw_idx in self._chosen:
-            name = self.file_names[raw_idx]
-            with self._source.open(name) as stream:
-                yield name, stream.read()
+            yield self.file_names[raw_idx], self._source.read(self._numbers[raw_idx])
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells whether a data set is still the same, as plain numbers and text.
+
+        It is cheap: of a ZIP only the directory is read, of a folder at most 256 MiB.
+        """
+        labels_digest = hashlib.sha256(b"" if self._labels is None else self._labels.tobytes())
+        files = hashlib.sha256()
+        stamps = self._source.stamps(self._numbers)
+        for name, stamp in zip(self.file_names, stamps, strict=True):
+            files.update(f"{name}\n{stamp}\n".encode(errors="surrogateescape"))
+        return {
+            "images": len(self.file_names),
+            "resolution": self.resolution,
+            "channels": self.num_channels,
+            "label_dim": self.label_dim,
+            "labels": labels_digest.hexdigest(),
+            "files": files.hexdigest(),
+        }
+
+    def _first(self) -> tuple[str, int]:
+        mode, _, height = self._header(0)
+        return mode, height
 
     def whole(self) -> ImageDataset:
         """Return the data set with all its files, where `max_size` leaves some out."""
         used = len(self) // (2 if self.xflip else 1)
         if used == len(self.file_names):
             return self
-        return ImageDataset(self.path, xflip=self.xflip)
+        return ImageDataset(self.path, xflip=self.xflip, check=False)
 
     def content_hash(self) -> str:
         """Return SHA-256, in hex digits, over names and bytes of the files in use."""
         return _content_hash(self)
 
     def _scan(self) -> tuple[str, int]:
-        first_name = self.file_names[0]
-        first = self._header(first_name)
-        for name in self.file_names:
-            header = self._header(name)
-            _check_header(name, *header)
-            if header != first:
-                ours, theirs = (f"{mode} {w}x{h}" for mode, w, h in (header, first))
-                raise ValueError(
-                    f"{name}: {ours}, but {first_name} is {theirs}; convert all images to one kind"
-                )
-        return first[0], first[1]
+        found = problems.Findings()
+        whole = sum(map(self._source.size, self._numbers)) <= CHECKED_BYTES
+        for position, name in enumerate(self.file_names):
+            try:
+                found.add(name, self._header(position, whole=whole))
+            except ValueError as error:
+                found.broken.add(str(error).rpartition("; ")[0])
+        if lines := found.problems():
+            start, end = ("\n  ", "\n") if len(lines) > 1 else (" ", "; ")
+            raise ValueError(
+                start.join([f"{self.path}: {len(self.file_names)} images, but", *lines])
+                + f"{end}make a data set of them: {found.command(self.path)}"
+            )
+        return next((kind.mode, kind.width) for kind in found.kinds)
 
-    def _header(self, name: str) -> tuple[str, int, int]:
-        with self._image(name) as (image, stream):
-            header = _mode_of(image), *image.size
-            # Only what does not end as it should is decoded: a JPEG may have data after its end.
-            stream.seek(-8, os.SEEK_END)
-            if not stream.read().endswith(_ENDINGS.get(image.format or "", b"none")):
-                image.load()
-        return header
-
-    def _decode(self) -> np.ndarray | None:
-        if len(self._chosen) * int(np.prod(self.image_shape)) > IN_MEMORY_BYTES:
-            return None
-        return np.stack([self._read(raw_idx) for raw_idx in self._chosen])
+    def _header(self, position: int, *, whole: bool = False) -> images.Header:
+        source, number, name = self._source, self._numbers[position], self.file_names[position]
+        if whole:
+            data = source.read(number)
+            return images.checked_header(len(data), lambda start, stop: data[start:stop], name)
+        part = functools.partial(source.part, number)
+        return images.checked_header(source.size(number), part, name)
 
     def _read(self, raw_idx: int) -> np.ndarray:
-        with self._image(self.file_names[raw_idx]) as (image, _):
-            pixels = np.asarray(image.convert(self._mode))
+        data, name = self._source.read(self._numbers[raw_idx]), self.file_names[raw_idx]
+        with images.opened(io.BytesIO(data), name) as image:
+            pixels = np.asarray(images.upright(image).convert(self._mode))
+        if pixels.shape[:2] != (self.resolution, self.resolution):
+            height, width = pixels.shape[:2]
+            raise ValueError(
+                f"{printable(name)}: {width}x{height} pixels, but the data set's first image has "
+                f"{self.resolution}x{self.resolution}; did it change?"
+            )
         return pixels.reshape(self.resolution, self.resolution, -1).transpose(2, 0, 1)
 
-    @contextlib.contextmanager
-    def _image(self, name: str) -> Iterator[tuple[Image.Image, IO[bytes]]]:
-        try:
-            with self._source.open(name) as stream, Image.open(stream) as image:
-                yield image, stream
-        except Exception as error:  # Decoders and ZIPs raise of every kind.
-            raise ValueError(
-                f"{name}: cannot be read as an image ({error}); replace or remove it"
-            ) from error
-
     def _read_labels(self) -> np.ndarray:
-        if "dataset.json" not in self._source.names():
-            raise ValueError(f"{self.path}: has no dataset.json, so there are no labels to use")
-        try:
-            with self._source.open("dataset.json") as stream:
-                table = dict(json.load(stream)["labels"])
-        except (ValueError, TypeError, KeyError) as error:
+        number = labels.find(self._source)
+        if number is None:
+            command = f"{problems.prepare_command(self.path)} --labels=folders"
             raise ValueError(
-                'dataset.json: must read {"labels": [["name.png", label], ...]}, '
-                f"got {type(error).__name__}: {error}"
-            ) from error
-        return _label_array(self.file_names, table)
+                f"{self.path}: has no dataset.json, so there are no labels to use; where each "
+                f"folder is a class, this makes it: {command} --size={self.resolution}"
+            )
+        found, notes = labels.read(self._source, number, self.file_names)
+        self.notes += notes
+        return found
+
+    def _others(self) -> list[str]:
+        names = self._source.names
+        return [n for n in names if _suffix(n) not in SUFFIXES and not n.endswith(labels.FILE)]
+
+    def _about_others(self) -> list[str]:
+        if not (others := self._others()):
+            return []
+        files = "1 other file" if len(others) == 1 else f"{len(others)} other files"
+        return [
+            f"{self.path}: {len(self.file_names)} images; {files} left out: "
+            + problems.left_out(others)
+        ]
+
+    def _about_unused_labels(self) -> list[str]:
+        number = labels.find(self._source)
+        if number is None or labels.is_empty(self._source, number):
+            return []
+        return [f"{self.path}: dataset.json is not used; --cond=1 learns its labels"]
+
+    def _no_images(self) -> str:
+        text = f"{self.path}: no images in it to train on, which are .png, .jpg and .webp files"
+        if others := self._others():
+            text += f"; {len(others)} other files: {problems.left_out(others)}"
+        names = self._source.names
+        numbers = [i for i, name in enumerate(names) if _suffix(name) in problems.PREPARABLE]
+        if not numbers:
+            return text
+        found = problems.Findings()
+        for i in numbers[:1000]:  # enough to tell their size
+            file = io.BytesIO(self._source.read(i))
+            with (
+                contextlib.suppress(ValueError),
+                images.opened(file, names[i], images.RASTER) as image,
+            ):
+                found.add(names[i], images.Header("RGB", *image.size))
+        return f"{text}\nmake a data set of them: {found.command(self.path)}"
 
 
 class InfiniteSampler(torch.utils.data.Sampler[int]):
@@ -253,78 +324,6 @@ def _content_hash(dataset: ImageDataset) -> str:
     return digest.hexdigest()
 
 
-class _Folder:
-    """Files below a directory, named by their path relative to it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def names(self) -> list[str]:
-        files = (path for path in self._path.rglob("*") if path.is_file())
-        return [path.relative_to(self._path).as_posix() for path in files]
-
-    def open(self, name: str) -> IO[bytes]:
-        return open(self._path / name, "rb")
-
-
-class _Zip:
-    """Files of a ZIP; every process reads through a handle of its own."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._handle: zipfile.ZipFile | None = None
-        self._pid = 0
-
-    def names(self) -> list[str]:
-        return [info.filename for info in self._archive().infolist() if not info.is_dir()]
-
-    def open(self, name: str) -> IO[bytes]:
-        return self._archive().open(name)
-
-    def _archive(self) -> zipfile.ZipFile:
-        # A handle that crossed a fork shares its position in the file with the parent's.
-        if self._handle is None or self._pid != os.getpid():
-            self._handle, self._pid = zipfile.ZipFile(self._path), os.getpid()
-        return self._handle
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path, "_handle": None, "_pid": 0}
-
-
-def _open_source(path: Path) -> _Folder | _Zip:
-    if path.is_dir():
-        return _Folder(path)
-    if not path.exists():
-        raise ValueError(f"{path}: there is no such folder or ZIP")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: neither a folder nor a complete ZIP; pack it anew")
-    return _Zip(path)
-
-
-def _image_names(names: list[str]) -> list[str]:
-    hidden = re.compile(r"(^|/)(\.|__MACOSX)")
-    found = (name for name in names if Path(name).suffix.lower() in SUFFIXES)
-    return sorted(name for name in found if not hidden.search(name))
-
-
-def _mode_of(image: Image.Image) -> str:
-    if image.mode.startswith(("I", "F")):  # more than 8 bits
-        return image.mode
-    if image.has_transparency_data:
-        return "RGBA"
-    return "L" if image.mode in ("1", "L") else "RGB"
-
-
-def _check_header(name: str, mode: str, width: int, height: int) -> None:
-    size = f"{width}x{height} pixels"
-    if mode not in CHANNELS:
-        raise ValueError(f"{name}: pixels are {mode}; save it with 8 bits per channel")
-    if width != height:
-        raise ValueError(f"{name}: {size}, which is not square; crop or pad all images")
-    if width < 4 or width & (width - 1):
-        raise ValueError(f"{name}: {size}, no power of two from 4 up; resize all images")
-
-
 def _choose(size: int, max_size: int | None, seed: int) -> np.ndarray:
     if max_size is not None and max_size < 1:
         raise ValueError(f"max_size must be at least 1, got {max_size}")
@@ -333,34 +332,5 @@ def _choose(size: int, max_size: int | None, seed: int) -> np.ndarray:
     return np.sort(np.random.RandomState(seed).permutation(size)[:max_size])
 
 
-def _label_array(names: list[str], table: dict[str, Any]) -> np.ndarray:
-    missing = [name for name in names if table.get(name) is None]
-    if missing:
-        raise ValueError(
-            f"dataset.json: no label for {missing[0]} and {len(missing) - 1} other images; "
-            "label every image or none"
-        )
-    kind = _label_kind(names[0], table[names[0]])
-    for name in names:
-        found = _label_kind(name, table[name])
-        if found != kind:
-            raise ValueError(
-                f"dataset.json: {name} has {found}, but {names[0]} has {kind}; "
-                "give all images labels of one kind and length"
-            )
-    return np.array([table[n] for n in names], np.int64 if kind == "a class" else np.float32)
-
-
-def _label_kind(name: str, label: Any) -> str:
-    if type(label) is int and label >= 0:
-        return "a class"
-    if isinstance(label, list) and label and all(map(_is_number, label)):
-        return f"a list of {len(label)}"
-    raise ValueError(
-        f"dataset.json: the label of {name} is {label!r}; "
-        "it must be a class from 0 up or a list of finite numbers"
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()

@@ -28,7 +28,7 @@ from stylegan2_fewshot.loss import StyleGAN2Loss
 from stylegan2_fewshot.plugin import seed_of
 
 from . import checkpoint, construction, grids, pickles, run_log
-from .dataset import ImageDataset, InfiniteSampler
+from .dataset import IN_MEMORY_BYTES, ImageDataset, InfiniteSampler
 
 FINISHED_FILE = "finished.json"
 BEST_FILE = "network-best.pkl"
@@ -103,7 +103,9 @@ def train(options: Mapping[str, Any], run_dir: Path, device: torch.device) -> No
         ValueError: The options do not fit the data set or the source network.
     """
     construction.set_up_torch(options)
-    state, source = construct(options, ImageDataset(**options["dataset"]), device)
+    dataset = ImageDataset(**options["dataset"], check=False)  # the command has looked at it
+    dataset.keep_decoded(IN_MEMORY_BYTES // _dist.world_size())
+    state, source = construct(options, dataset, device)
     saved = checkpoint.load_newest(run_dir)
     if saved is not None:
         state.load(saved)
