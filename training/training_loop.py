@@ -104,7 +104,7 @@ def train(options: Mapping[str, Any], run_dir: Path, device: torch.device) -> No
     """
     construction.set_up_torch(options)
     dataset = ImageDataset(**options["dataset"], check=False)  # the command has looked at it
-    dataset.keep_decoded(IN_MEMORY_BYTES // _dist.world_size())
+    dataset.keep_decoded(IN_MEMORY_BYTES // distributed.world_size())
     state, source = construct(options, dataset, device)
     saved = checkpoint.load_newest(run_dir)
     if saved is not None:
