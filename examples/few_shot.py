@@ -1,250 +1,300 @@
-"""The ten-shot experiment: six methods, two targets, three seeds, equally long.
+"""Ten images: does EWC keep what fine-tuning loses, and what do other methods do?
 
-    python examples/few_shot.py                                   # all of it, or what is missing
-    python examples/few_shot.py --targets=twemoji --methods=ewc --seeds=0
-    python examples/few_shot.py --kimg=100 --snapshots=20 --out=out/few-shot-long       # on a GPU
+    python examples/few_shot.py                                  # what is missing, then the report
+    python examples/few_shot.py --methods=ewc --seeds=0 --target=personas
+    python examples/few_shot.py --method="mine=--plugin=my.py:Mine --mine-weight=1" --docs=out/board
 
-Adapts the example network to ten images, measures every snapshot against held-out images, and
-writes docs/few-shot.md with all runs there are. It goes on where it was interrupted.
+Adapts the example network to ten images, each seed to its own ten, and measures every snapshot
+against 5,000 held-out images. Runs are paired: the same seed has the same ten, latents and noise
+with every method.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import textwrap
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-from experiment import (
-    ROOT,
-    Trial,
-    by_method,
-    choice,
-    commands,
-    finished,
-    last_and_best,
-    last_snapshot,
-    markdown,
-    measured,
-    numbers,
-    publish,
-    real_images,
-    run,
-    samples,
-    save_figure,
-    slug,
-    spread,
-    train,
-)
+import make_data
+import measures
+import scipy.stats
+import torch
+from experiment import Experiment, Record, Runs, by_method, command, commands, remembered, rounded
+from measures import as_float, real_images, samples
+from tables import MINUS, markdown, spread
+from trials import ROOT, Trial, run, snapshots
 
 import metrics
-from stylegan2_fewshot.fisher import file as fisher_file
+from stylegan2_fewshot.files import sha256_of
 from training import grids
 from training.dataset import ImageDataset
 
-SOURCE = Path("examples/noto-portraits-64.pkl")
-TARGETS = ("twemoji", "fluent")
+SOURCE = Path("examples/toon-heads-32.pkl")
+TARGETS = ("lorelei", "personas")
+P_KIMG = 0.5  # thousands of images in which p can go from 0 to 1: a run is short
 METHODS = {
     "fine-tuning": "--aug=noaug",
-    "Freeze-D": "--aug=noaug --freezed=7",
-    "ADA": "--aug=ada",
-    "LeCam": "--aug=noaug --lecam-lambda=3e-7",
-    "EWC": "--aug=noaug --ewc-lambda={ewc_lambda:g} --ewc-fisher={fisher}",
-    "EWC + APA": "--aug=apa --ewc-lambda={ewc_lambda:g} --ewc-fisher={fisher}",
+    "EWC": "--aug=noaug {ewc}",
+    "EWC + APA": "--aug=apa --apa-kimg={p_kimg} {ewc}",
+    "placebo": "--aug=noaug --lecam-lambda=1e-9",
+    "APA": "--aug=apa --apa-kimg={p_kimg}",
+    "ADA": "--aug=ada --ada-kimg={p_kimg}",
+    "Freeze-D": "--aug=noaug --freezed=4",
+    "frozen": "--aug=noaug --ewc-lambda=1e12",
 }
-JUDGE, DIVERSITY, NEARNESS = METRICS = ("kid5k_full@mobilenetv2", "lpips1k_intra", "nn1k")
-SHOWN = range(10)  # seeds of the pictures in the document
-Found = dict[str, list[tuple[dict[str, float], dict[str, float]]]]  # last and best, by method
+DEFAULT = ("fine-tuning", "EWC", "EWC + APA", "placebo")
+KID, DIVERSITY = "kid5k_full@mobilenetv2", "lpips1k_intra"
+METRICS = (KID, "fd5k_full@mobilenetv2", "pr5k3_full@mobilenetv2", DIVERSITY)
+FURTHER = "copies"
+COLUMNS = {  # heading: key, digits
+    "KID": (KID, 3),
+    "FD": ("fd5k_full@mobilenetv2", 0),
+    "precision": ("pr5k3_full_precision@mobilenetv2", 2),
+    "recall": ("pr5k3_full_recall@mobilenetv2", 2),
+    "intra-LPIPS": (DIVERSITY, 3),
+    "copies": ("copies", 2),
+    "nearness": ("nearness", 2),
+    "sharpness": ("sharpness", 1),
+}
+SHOWN = range(12)  # seeds of the pictures
+EMBEDDED = "source, embedded held-out"  # the row that check.py measures anew
 
 
-def ten(target: str) -> Path:
-    """Return the archive of the ten images to train on."""
-    return Path(f"examples/{target}-ten.zip")
+def ten(target: str, seed: int) -> Path:
+    """Return the archive of the ten images that a seed trains on."""
+    return make_data.archive(target, f"ten{seed % 5}")
 
 
 def heldout(target: str) -> Path:
     """Return the archive of the images to measure against."""
-    return Path(f"examples/{target}-heldout.zip")
+    return make_data.archive(target, "heldout")
 
 
-def setting(target: str, *, kimg: int, snapshots: int, batch: int) -> str:
-    """Return the options of `train.py` that all methods share.
+def trial(method: str, options: str, seed: int, settings: Mapping[str, Any]) -> Trial:
+    """Return the run of a method and a seed."""
+    target, kimg, snaps = settings["target"], settings["kimg"], settings["snapshots"]
+    own = options.format(p_kimg=P_KIMG, ewc=settings["ewc"])
+    shared = (
+        f"--data={ten(target, seed)} --metricdata={heldout(target)} --resume={SOURCE} --mirror=1 "
+        f"--batch=4 --gamma={settings['gamma']:g} --pl-weight=0 --ema-kimg=2 --kimg={kimg} "
+        f"--tick={kimg / snaps / 4:g} --snap=4 --metrics={','.join(METRICS)}"
+    )
+    return Trial(method, f"{shared} {own}", seed, target)
 
-    Args:
-        target: One of TARGETS.
-        kimg: Length of the run.
-        snapshots: How many networks are saved and measured.
-        batch: Images per iteration. Few make many iterations of a kimg; the paper's has 4.
-    """
+
+def prepare(out: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse what cannot be run, with what to do."""
+    target = settings["target"]
+    if target not in TARGETS:
+        raise click.UsageError(f"--target: {target} is none of {', '.join(TARGETS)}")
+    if not (ROOT / heldout(target)).exists():
+        raise click.UsageError(f"{heldout(target)}: missing; run python examples/make_data.py")
+    data = (ImageDataset(ROOT / ten(target, 0)), ImageDataset(ROOT / heldout(target)))
+    if complaints := metrics.usable(METRICS, *data)[1]:
+        raise click.UsageError("\n".join(complaints))
+
+
+def measure(trial: Trial, run_dir: Path) -> None:
+    """Add copies at matched blur to the last snapshot's metrics."""
+    last, where = snapshots(run_dir)[-1], (ten(trial.group, trial.seed), heldout(trial.group))
+    measures.kept(run_dir, FURTHER, last, lambda: measures.further(last, *where))
+
+
+def references(runs: Runs, out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rows that runs are compared with, by target and name."""
+    target = settings["target"]
+    source = remembered(
+        out / target / f"source-{sha256_of(ROOT / SOURCE)[:8]}.json", lambda: _source(target, out)
+    )
+    images = remembered(out / target / "images.json", lambda: _images(target))
+    level = _level(runs) or source["source"]["sharpness"]
+    soft = remembered(out / target / f"blurred-{level:.1f}.json", lambda: _blurred(target, level))
+    return {target: {**source, **images, f"held-out, blurred to {level:.1f}": soft}}
+
+
+def _level(runs: Runs) -> float | None:
+    """Return the mean sharpness of the fine-tuned networks' samples, if there are any."""
+    found = [metrics.read(path) for trial, path in runs.items() if trial.method == "fine-tuning"]
+    levels = [lines[FURTHER][-1]["results"]["sharpness"] for lines in found]
+    return round(sum(levels) / len(levels), 1) if levels else None
+
+
+def _blurred(target: str, level: float) -> dict[str, Any]:
+    images = measures.blurred_to(real_images(heldout(target)), level)
+    return _row(images, ten(target, 0), heldout(target))
+
+
+def _source(target: str, out: Path) -> dict[str, Any]:
+    folder = out / target / "source"
+    data = (ten(target, 0), heldout(target))
+    where = f"--data={data[0]} --metricdata={data[1]} --mirror=1"
+    if not metrics.read(ROOT / folder):
+        names = f"--metrics={','.join(METRICS)}"
+        run(f"-m metrics {SOURCE} {names} {where} --out={folder}", ROOT / folder / "output.txt")
+    found = {
+        k: v for m in metrics.read(ROOT / folder).values() for k, v in m[-1]["results"].items()
+    }
+    few = {"kid1k_full@mobilenetv2": embedded(target)}
+    own = measures.further(ROOT / SOURCE, *data)
+    return {"source": rounded({**found, **own}), EMBEDDED: rounded(few)}
+
+
+def embedded(target: str) -> float:
+    """Return KID of 1,000 of the source's samples to the held-out images in the repository."""
+    name, few = "kid1k_full@mobilenetv2", (f"examples/{target}-{n}.zip" for n in ("ten", "heldout"))
+    data = [ImageDataset(ROOT / path) for path in few]
+    G = measures.pickles.load(ROOT / SOURCE).G_ema
+    return next(metrics.compute([name], G, *data, show=False))["results"][name]
+
+
+def _images(target: str) -> dict[str, Any]:
+    """Return the rows of images that no network has made."""
+    shots, unseen = ten(target, 0), heldout(target)
+    few, many = real_images(shots), real_images(unseen)
+    own = real_images(make_data.archive(make_data.SOURCE, "heldout"))
+    rows = {
+        "the ten themselves": few,
+        "real source images": own,
+        "held-out themselves": many,
+    }
+    found = {name: _row(images, shots, unseen) for name, images in rows.items()}
+    control = measures.copies(measures.blurred(few, 1.5), few, many[: measures.COUNT])
+    return {**found, "the ten, blurred by 1.5 px": rounded(control)}
+
+
+def _row(images: torch.Tensor, shots: Path, unseen: Path) -> dict[str, Any]:
+    found = measures.of_images(images, METRICS, shots, unseen)
+    near = measures.copies(
+        images[: measures.COUNT], real_images(shots), real_images(unseen)[-measures.COUNT :]
+    )
+    return rounded({**found, "sharpness": measures.sharpness(images), **near})
+
+
+def at_end(run: Mapping[str, Any]) -> dict[str, float]:
+    """Return the measures of a run's last snapshot."""
+    return run["snapshots"][-1]
+
+
+def sections(record: Record) -> dict[str, str]:
+    """Return the document's sections."""
+    found = {}
+    for target, rows in record["references"].items():
+        parts = [reference_table(rows), method_table(record, target), seed_table(record, target)]
+        parts += [tests(record, target), f"![Samples](few-shot-{target}.png)"]
+        found[target] = "\n\n".join([*parts, commands(record, target)])
+    return found
+
+
+def reference_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the references' measures; what a row lacks stays empty."""
+    lines = [
+        [name, *(spread([found.get(key)], digits) for key, digits in COLUMNS.values())]
+        for name, found in rows.items()
+        if name != EMBEDDED
+    ]
+    text = markdown(["reference", *COLUMNS], lines)
+    kid = rows[EMBEDDED]["kid1k_full@mobilenetv2"]
     return (
-        f"--data={ten(target)} --metricdata={heldout(target)} --resume={SOURCE} --mirror=1 "
-        f"--batch={batch} --gamma=0.5 --pl-weight=0 --kimg={kimg} --tick={kimg / snapshots:g} "
-        f"--snap=1 --metrics={','.join(METRICS)}"
+        f"{text}\n\nSource, 1,000 samples against the held-out images in examples/: KID {kid:.3f}."
     )
 
 
-def refuse_what_is_missing(targets: Iterable[str]) -> None:
-    """Raise, with what to do, unless all data sets and feature networks are there."""
-    for target in targets:
-        for archive in (ten(target), heldout(target)):
-            if not (ROOT / archive).exists():
-                raise click.UsageError(f"{archive}: not there; run python examples/make_data.py")
-        data = (ImageDataset(ROOT / ten(target)), ImageDataset(ROOT / heldout(target)))
-        if complaints := metrics.usable(METRICS, *data)[1]:
-            raise click.UsageError("\n".join(complaints))
+def method_table(record: Record, target: str) -> str:
+    """Return means and spreads over seeds at the last snapshot, and the best snapshot's KID."""
+    header = ["method", "seeds", *COLUMNS, "KID, best", "p of APA", "EWC/ratio"]
+    lines = []
+    for method, runs in by_method(record, target).items():
+        cells = [spread([at_end(r).get(k) for r in runs], n) for k, n in COLUMNS.values()]
+        best = spread([min(s[KID] for s in r["snapshots"]) for r in runs])
+        more = [spread([r["end"].get(key) for r in runs], 2) for key in ("apa_p", "ewc_ratio")]
+        lines.append([method, str(len(runs)), *cells, best, *more])
+    return markdown(header, lines)
 
 
-def fisher_of_source(out: Path) -> Path:
-    """Return the file of the source's Fisher information, estimating it where it is missing."""
-    path = out / "source.fisher.npz"
-    if not (ROOT / path).exists():
-        command = f"-m tools.fisher {SOURCE} --samples=500 --out={path}"
-        run(command, ROOT / out / "fisher.txt")
-    try:
-        fisher_file.load(ROOT / path, ROOT / SOURCE)
-    except ValueError as error:
-        raise click.UsageError(f"{error}, or choose another --out") from error
-    return path
+def seed_table(record: Record, target: str) -> str:
+    """Return KID and intra-LPIPS of every seed at the last snapshot."""
+    runs = by_method(record, target)
+    seeds = sorted({run["seed"] for those in runs.values() for run in those})
+    lines = []
+    for method, those in runs.items():
+        at = {run["seed"]: at_end(run) for run in those}
+        cells = [f"{at[s][KID]:.3f} / {at[s][DIVERSITY]:.3f}" if s in at else "" for s in seeds]
+        lines.append([method, *cells])
+    return markdown(["KID / intra-LPIPS", *(f"seed {seed}" for seed in seeds)], lines)
 
 
-def table(source: Mapping[str, float], found: Found) -> str:
-    """Return mean and spread over seeds of the last and of the best snapshots, by method."""
-    header = ["method", "seeds", "snapshot", "kimg", "KID", "intra-LPIPS", "nearness", "copies"]
-    rows = [["source, unchanged", "", "", "0", *_cells([source])]]
-    for method, pairs in found.items():
-        for which, those in zip(("last", "best"), zip(*pairs, strict=True), strict=True):
-            kimg = spread([v["kimg"] for v in those], 1)
-            rows.append([method, str(len(those)), which, kimg, *_cells(those)])
-    return markdown(header, rows)
+def tests(record: Record, target: str) -> str:
+    """Return EWC against fine-tuning: paired t-tests over seeds, Holm over the two measures."""
+    pairs = paired(by_method(record, target), "EWC", "fine-tuning")
+    seeds = len(next(iter(pairs.values())))
+    title = f"**EWC against fine-tuning**, {seeds} paired seeds, last snapshot"
+    if seeds < 2:
+        return f"{title}: no test."
+    p = {key: float(scipy.stats.ttest_1samp(values, 0).pvalue) for key, values in pairs.items()}
+    lines = []
+    for key, label in ((KID, "KID"), (DIVERSITY, "intra-LPIPS")):
+        change = spread(pairs[key]).replace("-", MINUS)
+        lines.append(f"{label} {change}, p = {p[key]:.3g}, after Holm {holm(p)[key]:.3g}")
+    return f"{title} (difference, mean ± deviation over seeds): " + "; ".join(lines) + "."
 
 
-def _cells(found: Iterable[Mapping[str, float]]) -> list[str]:
-    keys = (JUDGE, DIVERSITY, f"{NEARNESS}_ratio", f"{NEARNESS}_copies")
-    return [spread([v[key] for v in found]) for key in keys]
+def paired(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], one: str, other: str
+) -> dict[str, list[float]]:
+    """Return by measure the differences of two methods at the last snapshot, seed by seed."""
+    ends = [{run["seed"]: at_end(run) for run in runs.get(name, [])} for name in (one, other)]
+    both = sorted(set(ends[0]) & set(ends[1]))
+    return {k: [ends[0][s][k] - ends[1][s][k] for s in both] for k in (KID, DIVERSITY)}
 
 
-def draw(panel: Any, source: Mapping[str, float], found: Found) -> None:
-    """Draw distance and diversity of every run's last and best snapshot."""
-    panel.plot(source[JUDGE], source[DIVERSITY], "k*", markersize=12, label="source")
-    for number, (method, pairs) in enumerate(found.items()):
-        for which, those in enumerate(zip(*pairs, strict=True)):
-            place = ([v[JUDGE] for v in those], [v[DIVERSITY] for v in those])
-            look = {"markerfacecolor": "none"} if which else {"label": method}
-            panel.plot(*place, "o", color=f"C{number}", **look)
-    panel.set(xlabel=f"{JUDGE} (lower: nearer)", ylabel=DIVERSITY)
-    panel.grid(alpha=0.3)
-    panel.legend(title="filled: last\nhollow: best", loc="upper left", bbox_to_anchor=(1, 1))
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """Return p-values adjusted for their number (Holm 1979)."""
+    found, least = {}, 0.0
+    for rank, key in enumerate(sorted(p, key=lambda key: p[key])):
+        least = max(least, min(1.0, (len(p) - rank) * p[key]))
+        found[key] = least
+    return found
 
 
-def picture(target: str, runs: Mapping[str, Path]) -> Any:
-    """Draw samples of the same seeds from the source and every method's last network."""
-    networks = {"source": ROOT / SOURCE, **{k: last_snapshot(v) for k, v in runs.items()}}
-    rows = [("the ten images", real_images(ROOT / ten(target), 10))]
-    rows += [(label, samples(network, SHOWN)) for label, network in networks.items()]
-    return grids.labelled_rows(rows)
+def pictures(runs: Runs, settings: Mapping[str, Any], docs: Path) -> None:
+    """Draw samples of the same seeds from the source and every method's first run."""
+    target, first = settings["target"], {}
+    for trial, run_dir in runs.items():
+        first.setdefault(trial.method, snapshots(run_dir)[-1])
+    rows = [("the ten", as_float(real_images(ten(target, 0))))]
+    networks: Iterable[tuple[str, Path]] = [("source", ROOT / SOURCE), *first.items()]
+    rows += [(label, samples(network, SHOWN)) for label, network in networks]
+    grids.save_png(docs / f"few-shot-{target}.png", grids.labelled_rows(enlarged(rows)))
 
 
-def report(target: str, trials: Iterable[Trial], out: Path, docs: Path) -> None:
-    """Write a target's part of the document, and its pictures, from the runs that are finished.
-
-    Args:
-        target: One of TARGETS.
-        trials: What might be there.
-        out: Where the target's runs are.
-        docs: Folder of the document.
-    """
-    runs = finished(trials, out)
-    if not runs:
-        return
-    data = f"--data={ten(target)} --metricdata={heldout(target)} --mirror=1"
-    source = measured(SOURCE, METRICS, data, out / "source")
-    folders = by_method(runs)
-    found = {method: [last_and_best(p, JUDGE) for p in paths] for method, paths in folders.items()}
-    grid, plot = f"few-shot-{target}.png", f"few-shot-plot-{target}.png"
-    grids.save_png(docs / grid, picture(target, {k: paths[0] for k, paths in folders.items()}))
-    save_figure(docs / plot, (7, 5), lambda figure: draw(figure.subplots(), source, found))
-    text = [
-        table(source, found),
-        f"![Distance and diversity of every run]({plot})",
-        f"![Samples of the same seeds]({grid})",
-        commands(runs, out),
+def enlarged(rows: Iterable[tuple[str, torch.Tensor]], size: int = 64) -> list[Any]:
+    """Return rows of images at `size` pixels, each pixel repeated."""
+    return [
+        (
+            label,
+            images.repeat_interleave(size // images.shape[-1], 2).repeat_interleave(
+                size // images.shape[-1], 3
+            ),
+        )
+        for label, images in rows
     ]
-    publish(docs / "few-shot.md", target, "\n\n".join(text))
 
 
-def analyse(target: str, shared: str, out: Path, docs: Path, few: Path) -> None:
-    """Compare F with what training changes, with ten images and with all that are held out.
-
-    Args:
-        target: One of TARGETS.
-        shared: What `setting` returns for it.
-        out: Where runs are.
-        docs: Folder of the document.
-        few: A run of plain fine-tuning on the ten.
-    """
-    options = shared.replace(f"--data={ten(target)}", f"--data={heldout(target)}")
-    measured = f"--metrics={','.join(METRICS)}"
-    many = Trial("all held-out", f"{options.replace(measured, '--metrics=none')} --aug=noaug")
-    runs = {"ten": few, "plenty": train([many], out / target)[many]}
-    text = []
-    for label, path in runs.items():
-        folder = out / target / f"analysis-{label}"
-        network = os.path.relpath(last_snapshot(path), ROOT)
-        command = f"-m tools.analysis {SOURCE} {network} --out={folder}"
-        command += f" --fisher={out / 'source.fisher.npz'}"
-        run(command, ROOT / folder / "output.txt")
-        name = f"few-shot-analysis-{target}-{label}.png"
-        shutil.copyfile(ROOT / folder / "analysis.png", docs / name)
-        text += [f"### Fine-tuning on {label} of {target}", f"    python {command}"]
-        lines = (ROOT / folder / "analysis.txt").read_text().strip()
-        text += [textwrap.indent(lines, "    "), f"![{label}]({name})"]
-    publish(docs / "few-shot.md", f"analysis-{target}", "\n\n".join(text))
-
-
-@click.command(help=__doc__.split("\n")[0])
-@click.option("--targets", default=",".join(TARGETS), callback=choice(TARGETS), show_default=True)
-@click.option(
-    "--methods", default=",".join(map(slug, METHODS)), callback=choice(METHODS), show_default=True
+SETTINGS = {"target": "lorelei", "kimg": 8, "snapshots": 2, "gamma": 0.5, "ewc": "--ewc-lambda=500"}
+EXPERIMENT = Experiment(
+    "few-shot",
+    METHODS,
+    trial,
+    sections,
+    SETTINGS,
+    DEFAULT,
+    (0, 1, 2, 3, 4),
+    prepare,
+    measure,
+    references,
+    pictures,
 )
-@click.option("--seeds", default="0,1,2", callback=numbers, show_default=True)
-@click.option("--kimg", type=click.IntRange(min=1), default=6, show_default=True)
-@click.option("--snapshots", type=click.IntRange(min=1), default=2, show_default=True)
-@click.option("--batch", type=click.IntRange(min=1), default=4, show_default=True)
-@click.option("--ewc-lambda", default=500.0, show_default=True, help="See the document.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time.  [default: cores]")
-@click.option("--out", type=click.Path(path_type=Path), default="out/few-shot", show_default=True)
-@click.option("--docs", type=click.Path(path_type=Path), default=ROOT / "docs", help="Report's.")
-def main(
-    targets: list[str],
-    methods: list[str],
-    seeds: list[int],
-    kimg: int,
-    snapshots: int,
-    batch: int,
-    ewc_lambda: float,
-    jobs: int | None,
-    out: Path,
-    docs: Path,
-) -> None:
-    """Run what is chosen and missing, then report all that is there."""
-    start = time.time()
-    refuse_what_is_missing(targets)
-    fills = {"fisher": fisher_of_source(out), "ewc_lambda": ewc_lambda}
-    for target in targets:
-        shared = setting(target, kimg=kimg, snapshots=snapshots, batch=batch)
-        ways = {name: f"{shared} {way.format(**fills)}" for name, way in METHODS.items()}
-        trials = [Trial(name, way, seed) for name, way in ways.items() for seed in seeds]
-        chosen = sorted((t for t in trials if t.method in methods), key=lambda t: t.seed)
-        train(chosen, out / target, jobs=jobs)
-        report(target, trials, out / target, docs)
-        if few := trials[0].finished(out / target):  # plain fine-tuning
-            analyse(target, shared, out, docs, few)
-    click.echo(f"{time.time() - start:.0f} s\n{docs / 'few-shot.md'}")
-
 
 if __name__ == "__main__":
-    main()
+    command(EXPERIMENT, __doc__)()
