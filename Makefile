@@ -1,21 +1,23 @@
 # make demo       adapts the example network to ten images; needs Python 3.10+ and nothing else
 # make test       ruff, mypy, pytest
-# make few-shot   compares the methods on ten images: docs/few-shot.md; needs npm, takes two hours
+# make data       draws the experiments' portraits: out/data
+# make few-shot   compares the methods on ten images: docs/few-shot.md
+# make leaderboard   the same table with methods of your own: METHOD="name=--plugin=my.py:Mine ..."
+# make fisher     where the Fisher information is, and which layers change: docs/fisher.md
 # make limited-data   from scratch on few images, with and without augmentation: docs/limited-data.md
-# make instance-prior   the prior on ten and a hundred images: docs/instance-prior.md, takes an hour
-# make filter-banks   many generators in one, on digits and ten emoji: docs/filter-banks.md; needs npm
+# make filter-banks   many generators in one, on digits: docs/filter-banks.md; needs npm
+# make instance-prior   the prior on a hundred images: docs/instance-prior.md
+# make check      are the documents' tables what was measured?
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint few-shot limited-data instance-prior filter-banks clean
+.PHONY: demo test lint data few-shot leaderboard fisher limited-data filter-banks instance-prior \
+	check clean
 
 demo: $(VENV)/runtime
 	$(RUN) examples/demo.py
-
-instance-prior: $(VENV)/metrics
-	$(RUN) examples/instance_prior.py
 
 test: $(VENV)/development $(VENV)/metrics lint
 	$(RUN) -m pytest
@@ -25,17 +27,23 @@ lint: $(VENV)/development
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy stylegan2_fewshot
 
-few-shot: $(VENV)/metrics examples/fluent-ten.zip
+data: $(VENV)/examples
+	$(RUN) examples/make_data.py
+
+few-shot: data $(VENV)/metrics
 	$(RUN) examples/few_shot.py
 
-limited-data: $(VENV)/metrics
-	$(RUN) examples/limited_data.py
+leaderboard: data $(VENV)/metrics
+	$(RUN) examples/few_shot.py --docs=out/leaderboard $(if $(METHOD),--method="$(METHOD)")
+
+fisher limited-data instance-prior: data $(VENV)/metrics
+	$(RUN) examples/$(subst -,_,$(subst fisher,fisher_figure,$@)).py
 
 filter-banks: $(VENV)/metrics
 	$(RUN) examples/filter_banks.py
 
-examples/fluent-ten.zip: | $(VENV)/runtime
-	$(RUN) examples/make_data.py
+check: $(VENV)/metrics
+	$(RUN) examples/check.py --measure
 
 $(RUN):
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +54,10 @@ $(VENV)/runtime: requirements.txt | $(RUN)
 
 $(VENV)/development: requirements-dev.txt $(VENV)/runtime
 	$(RUN) -m pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+$(VENV)/examples: requirements-examples.txt $(VENV)/runtime
+	$(RUN) -m pip install --quiet --requirement requirements-examples.txt
 	touch $@
 
 $(VENV)/metrics: requirements-metrics.txt | $(RUN)

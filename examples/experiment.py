@@ -189,7 +189,7 @@ def chosen(known: Mapping[str, str], asked: str) -> list[str]:
         click.UsageError: One is unknown.
     """
     names = {slug(name): name for name in known}
-    wanted = asked.split(",")
+    wanted = [name for name in asked.split(",") if name]
     if unknown := [name for name in wanted if name not in names]:
         raise click.UsageError(f"--methods: {unknown[0]} is none of {', '.join(names)}")
     return [name for short, name in names.items() if short in wanted]

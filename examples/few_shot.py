@@ -281,7 +281,13 @@ def enlarged(rows: Iterable[tuple[str, torch.Tensor]], size: int = 64) -> list[A
     ]
 
 
-SETTINGS = {"target": "lorelei", "kimg": 8, "snapshots": 2, "gamma": 0.5, "ewc": "--ewc-lambda=500"}
+SETTINGS = {
+    "target": "lorelei",
+    "kimg": 8,
+    "snapshots": 2,
+    "gamma": 0.5,
+    "ewc": "--ewc-lambda=500",
+}
 EXPERIMENT = Experiment(
     "few-shot",
     METHODS,

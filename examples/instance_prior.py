@@ -23,7 +23,7 @@ from tables import markdown, spread
 from trials import ROOT, Trial, run, snapshots
 
 from metrics import results
-from stylegan2_fewshot.prior import instances
+from stylegan2_fewshot.methods.prior import instances
 from training import grids
 
 TARGET = "lorelei"

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import pickle
 import zipfile
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,8 +14,6 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from training.dataset import ImageDataset, InfiniteSampler
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def image(seed: int = 0, mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> Image.Image:
@@ -295,63 +291,6 @@ def test_hash_depends_on_names_bytes_and_mirror_only(tmp_path: Path) -> None:
     hashes = [other.content_hash() for other in (one, *others)]
     assert len(set(hashes)) == 5
     assert all(len(value) == 64 for value in hashes)
-
-
-@pytest.fixture(scope="module")
-def make_data() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_data", EXAMPLES / "make_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_base_code_points_ignore_skin_and_sex(make_data: ModuleType) -> None:
-    bases = {
-        "1f469-1f3fd-200d-1f33e.png": "1f33e",
-        "1f9d1-200d-1f33e.png": "1f33e",
-        "1f575-fe0f-200d-2640-fe0f.png": "1f575",
-        "1f468-1f3ff-200d-2695-fe0f.png": "2695",
-        "1f469.png": "1f9d1",
-        "1f467-1f3ff.png": "1f9d2",
-        "1f936-1f3fb.png": "1f384",
-    }
-    assert {name: make_data.base_code_point(name) for name in bases} == bases
-
-
-@pytest.mark.parametrize("style", ["twemoji"])
-def test_example_archives_are_split_by_base_code_point(style: str, make_data: ModuleType) -> None:
-    source = set(ImageDataset(EXAMPLES / "noto-portraits.zip").file_names)
-    ten = ImageDataset(EXAMPLES / f"{style}-ten.zip")
-    heldout = ImageDataset(EXAMPLES / f"{style}-heldout.zip")
-    assert ten.image_shape == heldout.image_shape == [3, 64, 64]
-    assert ten.file_names == (EXAMPLES / "ten.txt").read_text().split()
-    bases = {make_data.base_code_point(name) for name in ten.file_names}
-    assert len(bases) == len(ten) == 10
-    apart = {name for name in source if make_data.base_code_point(name) not in bases}
-    assert set(heldout.file_names) == apart
-    assert (len(source), len(heldout)) == (997, 829)
-
-
-def test_example_archives_are_made_the_same_every_time(
-    tmp_path: Path, make_data: ModuleType
-) -> None:
-    for name in ("one.zip", "two.zip"):
-        make_data.write_zip(tmp_path / name, dict(reversed(FILES.items())))
-    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
-    with zipfile.ZipFile(tmp_path / "one.zip") as archive:
-        assert archive.namelist() == ORDER
-        assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
-        assert {info.date_time[0] for info in archive.infolist()} == {1980}
-
-
-def test_example_pictures_lie_on_white(tmp_path: Path, make_data: ModuleType) -> None:
-    art = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
-    art.paste((0, 0, 0, 128), (0, 0, 32, 64))
-    art.save(tmp_path / "a.png")
-    with Image.open(io.BytesIO(make_data.as_png(tmp_path / "a.png"))) as picture:
-        assert picture.mode == "RGB"
-        assert picture.getpixel((63, 0)) == (255, 255, 255)
-        assert picture.getpixel((0, 0)) == (127, 127, 127)
 
 
 def draw(count: int, **arguments: int) -> list[int]:

@@ -314,20 +314,6 @@ def test_run_directories_are_named_without_the_path():
     assert describe({"prior": "some/where.npz", "ewc_lambda": 3.0}) == ["prior", "ewc"]
 
 
-def test_the_hundred_shots_share_no_drawing_with_what_they_are_measured_against(
-    tmp_path, monkeypatch
-):
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    import instance_prior
-    from instance_prior import base_code_point, hundred
-
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    monkeypatch.setattr(instance_prior, "ROOT", tmp_path)  # not where the command is given
-    shots, rest = (ImageDataset(tmp_path / path).file_names for path in hundred(Path("out")))
-    assert len(shots) == 100 and len(rest) > 300
-    assert not set(map(base_code_point, shots)) & set(map(base_code_point, rest))
-
-
 # Sampling
 
 
