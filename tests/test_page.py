@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from stylegan2_fewshot import filter_bank
+from stylegan2_fewshot.methods.bank import filters
 from tools import npm, page
 from training import pickles
 from training.directions import sefa
@@ -41,7 +41,7 @@ def network(path, *, seed, c_dim=0, z_dim=12, bank=False):
             value.data.fill_(0.1)
     G.mapping.w_avg.normal_()
     if bank:
-        filter_bank.install(G, size=2, layers=filter_bank.candidates(G)[:1])
+        filters.install(G, size=2, layers=filters.candidates(G)[:1])
     pickles.save(path, G=G, D=Discriminator(**common, **channels), G_ema=G)
     return G.eval().requires_grad_(False)
 

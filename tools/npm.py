@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from stylegan2_fewshot import cache
 from stylegan2_fewshot.files import replacing
-from training.sources import cache_dir
 
 _TIMEOUT_SEC = 600
 
@@ -31,7 +31,7 @@ def fetch(package: str, version: str, names: Sequence[str]) -> Path:
     Raises:
         NpmError: npm is missing or fails, or the package lacks a file.
     """
-    folder: Path = cache_dir() / "npm" / f"{package.replace('/', '-')}-{version}"
+    folder: Path = cache.folder() / "npm" / f"{package.replace('/', '-')}-{version}"
     if not all((folder / name).is_file() for name in names):
         with tempfile.TemporaryDirectory() as temporary:
             _unpack(_packed(f"{package}@{version}", Path(temporary)), names, folder)

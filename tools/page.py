@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stylegan2_fewshot.files import replacing, sha256_of, write_text
-from stylegan2_fewshot.filter_bank import banks_of
+from stylegan2_fewshot.methods.bank.filters import banks_of
 from training import conditions, pickles
 from training.directions import sefa
 from training.formats import onnx_export
