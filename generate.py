@@ -77,7 +77,7 @@ def label_for(G: Any, network: str, class_idx: int | None) -> Callable[[int], Te
 
 
 def conditions_for(
-    G: Any, network: str, sampling: str | None, images: list[str]
+    G: Any, network: str, sampling: str | None, images: list[str], **backbone: Any
 ) -> Callable[[int], Tensor]:
     """Return what gives each seed its conditions `[n, c_dim]`: one, or a strip between two."""
     from stylegan2_fewshot.plugin import seed_of
@@ -90,7 +90,7 @@ def conditions_for(
         if sampling:
             pool = conditions.pool(instances.vectors, sampling)
             return lambda seed: pool[seed_of("prior", seed) % len(pool)][None]
-        c = conditions.of_images(images, instances, G)
+        c = conditions.of_images(images, instances, G, **backbone)
     except ValueError as error:
         option = "sample" if sampling else "mix" if len(images) > 1 else "image"
         raise UserError(f"--prior-{option}: {error}") from error
@@ -195,6 +195,21 @@ def rows_of(seeds: list[int], images: list[Tensor]) -> Iterator[tuple[str, Tenso
     "--prior-mix", metavar="A,B", help="A strip of images, from one's condition to another's"
 )
 @click.option(
+    "--backbone",
+    help="Where your copy of the backbone is, if the network's is not built in: a TorchScript file",
+)
+@click.option(
+    "--trust-backbone",
+    is_flag=True,
+    help="Run --backbone. Such a file is a program: it can do whatever you can",
+)
+@click.option(
+    "--backbone-sha256",
+    metavar="HEX",
+    multiple=True,
+    help="Run --backbone if it has this SHA-256; checked before the file is looked into",
+)
+@click.option(
     "--noise-mode",
     type=click.Choice(["const", "random", "none"]),
     default="const",
@@ -221,6 +236,9 @@ def main(
     prior_sample: str | None,
     prior_image: str | None,
     prior_mix: str | None,
+    backbone: str | None,
+    trust_backbone: bool,
+    backbone_sha256: tuple[str, ...],
     noise_mode: str,
     projected_w: str | None,
     outdir: Path,
@@ -241,6 +259,7 @@ def main(
         raise UserError("give only one of --class, --prior-sample, --prior-image and --prior-mix")
     import torch
 
+    from metrics import Trust
     from stylegan2_fewshot.methods.bank.filters import banks_of
     from training import grids
 
@@ -252,7 +271,9 @@ def main(
         made = from_ws(G, load_ws(G, projected_w), **options)
     else:
         if prior_sample or images:
-            of_seed = conditions_for(G, network, prior_sample, images)
+            trust = Trust(trust_backbone, backbone_sha256)
+            options_of = {"backbone": backbone, "trust": trust}
+            of_seed = conditions_for(G, network, prior_sample, images, **options_of)
         else:
             of_seed = label_for(G, network, class_idx)
         options = {"truncation_psi": trunc, **options}

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from metrics import trust
 from stylegan2_fewshot import Plugins
 from stylegan2_fewshot.ops.backend import MODES
 from stylegan2_fewshot.options import PluginCommand, all_options, parse
@@ -73,6 +74,7 @@ FOLDER_OR_FILE = click.Path(exists=True)
 @click.option("--nobench", type=bool, default=False, help="Do without cuDNN's benchmarking.")
 @click.option("--allow-tf32", type=bool, default=False, help="Let float32 products use TF32.")
 @click.option("--workers", type=click.IntRange(min=0), default=3, help="Loading processes.")
+@trust.options
 def main(outdir: Path, dry_run: bool, fresh: bool, **values: Any) -> None:
     """Train a GAN on few images, from scratch or from the network in a pickle.
 
@@ -130,6 +132,7 @@ def training_options(values: dict[str, Any]) -> tuple[dict[str, Any], int]:
         "allow_tf32": values["allow_tf32"],
         "benchmark": not values["nobench"],
         "patience": values["patience"],
+        **_trust(values),
     }
     return {"name": run_dir.name_of(options, named, methods), **options}, gpus
 
@@ -171,6 +174,12 @@ def _metrics(text: str) -> list[str]:
     for name in names:
         registry.find(name)
     return names
+
+
+def _trust(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what is said about detectors that are programs, if anything is."""
+    said = trust.Trust(values["trust_backbone"], values["backbone_sha256"])
+    return {"trust": vars(said)} if said != trust.NOBODY else {}
 
 
 def _precision(values: dict[str, Any]) -> str:

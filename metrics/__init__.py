@@ -15,12 +15,14 @@ from .evaluation import Evaluation
 from .features import Pool, Subject
 from .registry import METRICS, Metric, check, find
 from .results import append, is_better, read, value
+from .trust import NOBODY, Trust
 from .weights import DetectorMissing
 
 __all__ = [
     "METRICS",
     "DetectorMissing",
     "Pool",
+    "Trust",
     "append",
     "compute",
     "is_better",
@@ -31,7 +33,12 @@ __all__ = [
 
 
 def usable(
-    names: Sequence[str], dataset: Any, reference: Any = None, *, device: torch.device | str = "cpu"
+    names: Sequence[str],
+    dataset: Any,
+    reference: Any = None,
+    *,
+    device: torch.device | str = "cpu",
+    trust: Trust = NOBODY,
 ) -> tuple[list[str], list[str]]:
     """Return which metrics can be computed, and a line for each other one that says why not.
 
@@ -45,7 +52,7 @@ def usable(
     for name, metric in metrics.items():
         try:
             check(metric, dataset, reference)
-            load(metric.detector, torch.device(device))
+            load(metric.detector, torch.device(device), trust=trust)
         except ValueError as error:
             troubles[name] = f"{metric.name} is left out: {error}"
     for theirs in distributed.gather(troubles):  # what one rank cannot do, none does
@@ -60,6 +67,7 @@ def compute(
     reference: Any = None,
     *,
     device: torch.device | str = "cpu",
+    trust: Trust = NOBODY,
     seed: int = 0,
     labels: Any = None,
     kimg: float | None = None,
@@ -78,6 +86,7 @@ def compute(
         reference: Images to measure against; None for all files of the training set. Few-shot
             metrics want images held out.
         device: Where to compute.
+        trust: What the user says about detectors that are programs.
         seed: Seed of latents, labels, noise and subsets; the same gives the same numbers.
         labels: Where those of fakes are drawn from, a data set or a `Pool`; default: `dataset`.
         kimg: Training time, to be noted in the results.
@@ -91,7 +100,7 @@ def compute(
     metrics = [find(name) for name in names]
     for metric in metrics:
         check(metric, dataset, reference)
-    loaded = [load(metric.detector, torch.device(device)) for metric in metrics]
+    loaded = [load(metric.detector, torch.device(device), trust=trust) for metric in metrics]
     subject = Subject(G, dataset if labels is None else labels, seed, torch.device(device))
     pairs = list(zip(metrics, loaded, strict=True))
     expected = {own: max(m.num_fakes for m, other in pairs if other == own) for own in loaded}

@@ -18,6 +18,8 @@ from stylegan2_fewshot.options import Command
 from training import conditions, pickles
 from training.dataset import ImageDataset
 
+from . import trust
+
 FOLDER_OR_FILE = click.Path(exists=True)
 
 
@@ -44,6 +46,7 @@ FOLDER_OR_FILE = click.Path(exists=True)
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder.  [default: the run's]")
+@trust.options
 def main(**options: Any) -> None:
     """Measure the generator in NETWORK (a path, a URL or a name as ffhq256).
 
@@ -71,12 +74,14 @@ def measure(options: dict[str, Any]) -> None:
     network = pickles.load(source)
     pool = _pool(options)
     data = _datasets(options, network, has_labels=network.G_ema.c_dim > 0 and pool is None)
-    names, complaints = metrics.usable(options["names"].split(","), *data, device=device)
+    shared = {"device": device}
+    shared["trust"] = metrics.Trust(options["trust_backbone"], options["backbone_sha256"])
+    names, complaints = metrics.usable(options["names"].split(","), *data, **shared)
     if distributed.rank() == 0:
         click.echo("\n".join(complaints), err=True, nl=bool(complaints))
     notes = {"seed": options["seed"], "kimg": _kimg(source), "snapshot": Path(source).name}
     notes |= {"labels": pool}
-    for result in metrics.compute(names, network.G_ema.to(device), *data, device=device, **notes):
+    for result in metrics.compute(names, network.G_ema.to(device), *data, **shared, **notes):
         if distributed.rank() == 0:
             _keep(result, options)
     distributed.shutdown()

@@ -1,14 +1,16 @@
 """Feature networks by name: images of 0 to 255 in, features out.
 
-A name with a dot or a slash is a path to a TorchScript file, or, as .pt2, to one of torch.export;
-any other unknown name is looked for as NAME.pt: such a network gets images `[N, 3, 224, 224]`,
-normalised as ImageNet's, for any N, and returns features `[N, F]`. Such a file is a program: use
-none that you do not trust.
+A name with a dot or a slash is a path to a TorchScript file; any other unknown name is looked for
+as NAME.pt: such a network gets images `[N, 3, 224, 224]`, normalised as ImageNet's, for any N, and
+returns features `[N, F]`. Such a file is a program: it runs only where the user's own command line
+says that it is trusted, or gives its SHA-256, which is checked first.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ from .backbones import (
     normalise,
     resnet50_ssl,
 )
+from .trust import NOBODY, Trust
 from .weights import DetectorMissing, File, obtain
 
 CPU = torch.device("cpu")
@@ -126,30 +129,58 @@ def to_rgb(images: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=8)
-def load(name: str, device: torch.device = CPU) -> Detector:
+def load(
+    name: str, device: torch.device = CPU, *, trust: Trust = NOBODY, sha256: str | None = None
+) -> Detector:
     """Return a detector, from a path, a folder, an installed package, or a download.
 
+    Args:
+        name: One of ours, or from the user's command line the name or path of a TorchScript file.
+        device: Where to compute.
+        trust: What the user says about such files.
+        sha256: What the detector's hash has to be; None for any.
+
     Raises:
-        DetectorMissing: It cannot be had; the message says what to do.
+        DetectorMissing: It is unavailable, or has another hash; the message says what to do.
+        ValueError: It is a program that the user does not say to trust.
     """
-    build = _BUILDERS.get(name)
-    return build(device) if build else _file(name, device)
+    if not is_built_in(name):
+        return _file(name, device, trust, sha256)
+    build = _BUILDERS[name]
+    detector = build(device, trust) if name in _UNPINNED else build(device)
+    _check(name, detector.sha256, sha256)
+    return detector
+
+
+def is_built_in(name: str) -> bool:
+    """Return whether a name is one of ours, which a file of a stranger may ask for."""
+    return name in _BUILDERS
+
+
+def _check(name: object, found: str, expected: str | None) -> None:
+    if expected is not None and found != expected:
+        raise DetectorMissing(
+            f"{name}: its weights have SHA-256 {found}, those of training had {expected}; "
+            "get the same file"
+        )
 
 
 def _inception(device: torch.device, *, probabilities: bool = False) -> Detector:
     [path] = obtain((INCEPTION,))
+    pinned = Trust(hashes=(INCEPTION.sha256,))
     name = "inception-probabilities" if probabilities else "inception"
     options = {"no_output_bias": True} if probabilities else {"return_features": True}
-    call = functools.partial(_script(path, device), **options)
-    return Detector(name, sha256_of(path), "bilinear-299 of TensorFlow 1", call)
+    network, sha256 = _script(path, device, pinned)
+    call = functools.partial(network, **options)
+    return Detector(name, sha256, "bilinear-299 of TensorFlow 1", call)
 
 
-def _nvidia_vgg16(device: torch.device, *, lpips: bool = False) -> Detector:
+def _nvidia_vgg16(device: torch.device, trust: Trust, *, lpips: bool = False) -> Detector:
     [path] = obtain((NVIDIA_VGG16,))
     name, resize = ("nvidia-lpips", _LPIPS_SIZE) if lpips else ("nvidia-vgg16", "in the network")
     options = {"return_lpips": True, "resize_images": False} if lpips else {"return_features": True}
-    call = functools.partial(_script(path, device), **options)
-    return Detector(name, sha256_of(path), resize, call)
+    network, sha256 = _script(path, device, trust)
+    return Detector(name, sha256, resize, functools.partial(network, **options))
 
 
 def _mobilenetv2(device: torch.device) -> Detector:
@@ -160,7 +191,8 @@ def _mobilenetv2(device: torch.device) -> Detector:
 
 def _resnet50_ssl(device: torch.device) -> Detector:
     paths = obtain((RESNET50_SSL,))
-    return _whole("resnet50-ssl", _ready(resnet50_ssl(paths[0]), device), paths, Resize(224))
+    network = _ready(resnet50_ssl(paths[0]), device)
+    return _whole("resnet50-ssl", network, _hashes(paths), Resize(224))
 
 
 def _convolutional(device: torch.device, *, name: str) -> Detector:
@@ -175,7 +207,8 @@ def _lpips(device: torch.device, *, name: str) -> Detector:
     return Detector(f"lpips-{name}", _hashes(paths), _LPIPS_SIZE, _ready(embed, device))
 
 
-_BUILDERS: Mapping[str, Callable[[torch.device], Detector]] = {
+_UNPINNED = {"nvidia-vgg16", "nvidia-lpips"}  # TorchScript of no known hash
+_BUILDERS: Mapping[str, Callable[..., Detector]] = {
     "inception": _inception,
     "inception-probabilities": functools.partial(_inception, probabilities=True),
     "nvidia-vgg16": _nvidia_vgg16,
@@ -189,34 +222,36 @@ _BUILDERS: Mapping[str, Callable[[torch.device], Detector]] = {
 }
 
 
-def _whole(
-    name: str, network: Callable[[Tensor], Tensor], paths: list[Path], resize: Resize
-) -> Detector:
+def _whole(name: str, network: Callable[[Tensor], Tensor], sha256: str, resize: Resize) -> Detector:
     """Return a detector of a network that pools by itself."""
-    return Detector(name, _hashes(paths), str(resize), lambda x: network(normalise(resize(x))))
+    return Detector(name, sha256, str(resize), lambda x: network(normalise(resize(x))))
 
 
-def _file(name: str, device: torch.device) -> Detector:
+def _file(name: str, device: torch.device, trust: Trust, sha256: str | None) -> Detector:
     is_path = Path(name).suffix != "" or Path(name).name != name
     path = Path(name).expanduser() if is_path else obtain((File(f"{name}.pt"),))[0]
     if not path.is_file():
         raise DetectorMissing(f"{name}: no such file; give the path of a TorchScript file")
-    network = _exported(path, device) if path.suffix == ".pt2" else _script(path, device)
-    return _whole(path.stem, network, [path], Resize(224, "bicubic"))
-
-
-def _exported(path: Path, device: torch.device) -> Any:
-    try:
-        return torch.export.load(path).module().to(device)
-    except Exception as error:  # torch raises a dozen kinds for what is none
+    if path.suffix == ".pt2":
         raise DetectorMissing(
-            f"{path}: not a file of torch.export that this torch reads"
-        ) from error
+            f"{path}: files of torch.export are not read, since they hold Python that runs as "
+            "they load; write a TorchScript file (torch.jit.trace), or name one of "
+            f"{', '.join(_BUILDERS)}"
+        )
+    network, found = _script(path, device, trust, sha256)
+    return _whole(path.stem, network, found, Resize(224, "bicubic"))
 
 
-def _script(path: Path, device: torch.device) -> Any:
+def _script(
+    path: Path, device: torch.device, trust: Trust, sha256: str | None = None
+) -> tuple[Any, str]:
+    """Return a TorchScript network and its hash, checked before a byte of it is interpreted."""
+    data = path.read_bytes()  # once: what is checked is what runs
+    found = hashlib.sha256(data).hexdigest()
+    _check(path, found, sha256)
+    trust.check(path, found)
     try:
-        return torch.jit.load(str(path), map_location=device).eval()
+        return torch.jit.load(io.BytesIO(data), map_location=device).eval(), found
     except RuntimeError as error:
         raise DetectorMissing(f"{path}: not a TorchScript file that this torch can read") from error
 

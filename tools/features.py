@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from metrics import detectors
+from metrics import Trust, detectors, trust
 from metrics.features import Reals, extract
 from stylegan2_fewshot import distributed
 from stylegan2_fewshot.methods.prior.instances import Instances, digest, save, unit
@@ -20,11 +20,19 @@ from training.dataset import ImageDataset
     "--backbone",
     default="vgg16",
     show_default=True,
-    help="vgg16, mobilenetv2, resnet50-ssl, or the path of a TorchScript or torch.export file.",
+    help="vgg16, mobilenetv2, resnet50-ssl, or the path of a TorchScript file, which is a program.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File .npz to write.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
-def main(data: str, backbone: str, out: Path, device: str) -> None:
+@trust.options
+def main(
+    data: str,
+    backbone: str,
+    out: Path,
+    device: str,
+    trust_backbone: bool,
+    backbone_sha256: tuple[str, ...],
+) -> None:
     """Write what a pretrained network sees in each image of DATA, and in its mirror image.
 
     \b
@@ -33,7 +41,7 @@ def main(data: str, backbone: str, out: Path, device: str) -> None:
     """
     place = distributed.init(device)
     dataset = ImageDataset(data, xflip=True)
-    detector = detectors.load(backbone, place)
+    detector = detectors.load(backbone, place, trust=Trust(trust_backbone, backbone_sha256))
     found = extract(Reals(dataset, mirrored=True), detector, device=place, show=detector.name)
     vectors = unit(found).view(2, len(dataset) // 2, -1)
     if distributed.rank() == 0:

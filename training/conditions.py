@@ -12,6 +12,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from metrics import detectors
+from metrics.trust import NOBODY, Trust
 from stylegan2_fewshot.methods.prior import instances
 from stylegan2_fewshot.methods.prior.instances import Instances, unit
 
@@ -70,21 +72,35 @@ def between(one: Tensor, two: Tensor, steps: int) -> Tensor:
     return unit(torch.lerp(one, two, torch.linspace(0, 1, steps)[:, None]))
 
 
-def of_images(paths: Sequence[str], kept: Instances, G: Any) -> Tensor:
+def of_images(
+    paths: Sequence[str],
+    kept: Instances,
+    G: Any,
+    *,
+    backbone: str | None = None,
+    trust: Trust = NOBODY,
+) -> Tensor:
     """Return the conditions `[n, F]` that images give, brought to the size of the network's.
 
-    Raises:
-        ValueError: A file is no image, or this machine has another backbone of that name.
-    """
-    from metrics import detectors
+    Args:
+        paths: The images.
+        kept: The network's companion. It may come from a stranger with the network, so the only
+            backbones that its word alone loads are built in.
+        G: The network.
+        backbone: The user's own name or path of the backbone; default: what `kept` names.
+        trust: What the user says about backbones that are programs.
 
-    backbone = kept.meta["backbone"]
-    detector = detectors.load(backbone)
-    if detector.sha256 != kept.meta["backbone_sha256"]:
+    Raises:
+        ValueError: A file is no image, the backbone has another hash than in training, or it is a
+            program that the user does not say to trust.
+    """
+    named = kept.meta["backbone"]
+    if backbone is None and not detectors.is_built_in(named):
         raise ValueError(
-            f"{backbone}: its weights have SHA-256 {detector.sha256}, those of training had "
-            f"{kept.meta['backbone_sha256']}; get the same file"
+            f"the network's companion asks for the backbone {named[:200]!r}, which is not built "
+            "in; if you have that file and trust it, add --backbone=FILE.pt --trust-backbone"
         )
+    detector = detectors.load(backbone or named, trust=trust, sha256=kept.meta["backbone_sha256"])
     pixels = np.stack([_pixels(Path(path), G.img_resolution, G.img_channels) for path in paths])
     return kept.condition_of(detector(torch.from_numpy(pixels)))
 

@@ -171,7 +171,7 @@ class _Run:
         """Find what the metrics need; training goes on without those that lack something."""
         if names := self.options["metrics"]:
             self.metrics, troubles = metrics.usable(
-                names, self.dataset, self._reference, device=self.device
+                names, self.dataset, self._reference, device=self.device, trust=self._trust
             )
             for trouble in troubles:
                 self.log.say(trouble)
@@ -351,6 +351,7 @@ class _Run:
             self.dataset,
             self._reference,
             device=self.device,
+            trust=self._trust,
             seed=self.options["seed"],
             kimg=self.state.cur_nimg / 1000,
             snapshot=path.name,
@@ -361,6 +362,12 @@ class _Run:
                 self._judge(result, path)
         patience = self.options["patience"]
         return patience is not None and self.state.snapshots_since_best >= patience
+
+    @property
+    def _trust(self) -> metrics.Trust:
+        """What the command line says about detectors that are programs."""
+        given = self.options.get("trust", {})
+        return metrics.Trust(given.get("everything", False), tuple(given.get("hashes", ())))
 
     @functools.cached_property
     def _reference(self) -> ImageDataset | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ... import stamped
 
 MOST_CONDITIONS = 1000
-_COMMAND = "python -m stylegan2_fewshot.methods.prior features"
+_COMMAND = "python -m tools.features"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def load(path: Path) -> Instances:
         ValueError: It is no such file, truncated, or its numbers were altered.
     """
     tensors, meta = stamped.read(path, "file of features", f"make it with {_COMMAND}")
-    if "vectors" not in tensors or "backbone_sha256" not in meta:
+    named = [isinstance(meta.get(key), str) for key in ("backbone", "backbone_sha256")]
+    if "vectors" not in tensors or not all(named):
         raise ValueError(f"{path}: not a file of features; make it with {_COMMAND}")
     return Instances(tensors["vectors"], meta, tensors.get("center"))
 
