@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 import generate
+from metrics import Trust, registry
 from metrics import __main__ as metrics_command
-from metrics import detectors, registry
 from stylegan2_fewshot import Run, Step, files, fisher
 from stylegan2_fewshot.fisher import file as fisher_file
 from stylegan2_fewshot.methods.ewc import EWC
@@ -59,7 +59,8 @@ def run_features(*arguments):
 @pytest.fixture
 def features(tiny_data, backbone, tmp_path):
     out = tmp_path / "features.npz"
-    result = run_features(tiny_data, f"--backbone={backbone}", f"--out={out}")
+    named = (f"--backbone={backbone}", "--trust-backbone")
+    result = run_features(tiny_data, *named, f"--out={out}")
     assert result.exit_code == 0, result.output
     return out
 
@@ -168,22 +169,6 @@ def test_features_are_of_unit_length_and_of_both_sides(features, tiny_data, back
     torch.testing.assert_close(found.vectors[0], mirrored, atol=1e-4, rtol=0)
     assert list(found.meta["files"]) == [f"{number}.png" for number in range(8)]
     assert found.meta["backbone_sha256"] == files.sha256_of(Path(backbone))
-
-
-def test_exported_program_is_a_backbone(tiny_data, backbone, features, tmp_path):
-    batch = {0: torch.export.Dim("batch", min=1, max=64)}
-    program = torch.export.export(
-        Backbone(), (torch.zeros(2, 3, 224, 224),), dynamic_shapes=[batch]
-    )
-    torch.export.save(program, tmp_path / "regions.pt2")
-    out = tmp_path / "exported.npz"
-    result = run_features(tiny_data, f"--backbone={tmp_path / 'regions.pt2'}", f"--out={out}")
-    assert result.exit_code == 0, result.output
-    ours, theirs = (instances.load(path).vectors for path in (out, features))
-    torch.testing.assert_close(ours, theirs)
-    (tmp_path / "junk.pt2").write_bytes(b"junk")
-    with pytest.raises(ValueError, match=r"junk\.pt2: not a file of torch\.export"):
-        detectors.load(str(tmp_path / "junk.pt2"))
 
 
 def test_conditions_are_what_tells_features_apart():
@@ -298,7 +283,7 @@ def test_files_that_are_none_are_refused(trained, tmp_path):
     for content in (None, b"junk"):
         if content:
             (tmp_path / "x.npz").write_bytes(content)
-        with pytest.raises(ValueError, match=r"x\.npz: .*python -m stylegan2_fewshot\.prior"):
+        with pytest.raises(ValueError, match=r"x\.npz: .*python -m tools\.features"):
             Prior(prior=str(tmp_path / "x.npz")).condition(None)
     with pytest.raises(ValueError, match="give those of a data set"):
         Prior(prior=str(companion(trained))).condition(None)
@@ -345,11 +330,13 @@ def run_generate(network, *arguments):
     return CliRunner().invoke(generate.main, list(map(str, options)))
 
 
-def test_generate_takes_an_image_s_condition(trained, tiny_data, features):
-    c = conditions.of_images([str(tiny_data / "3.png")], *_loaded(trained))
+def test_generate_takes_an_image_s_condition(trained, tiny_data, features, backbone):
+    own = {"backbone": backbone, "trust": Trust(everything=True)}
+    c = conditions.of_images([str(tiny_data / "3.png")], *_loaded(trained), **own)
     expected = instances.load(features).as_conditions().vectors[0, 3]
     torch.testing.assert_close(c[0], expected, atol=1e-4, rtol=0)
-    result = run_generate(trained, "--prior-image", tiny_data / "3.png")
+    trusted = ("--backbone", backbone, "--trust-backbone")
+    result = run_generate(trained, "--prior-image", tiny_data / "3.png", *trusted)
     assert result.exit_code == 0, result.output
     z = torch.from_numpy(np.random.RandomState(1).randn(1, 8)).float()
     expected = pickles.load(trained).G_ema(z, c, noise_mode="const")
@@ -363,22 +350,24 @@ def _loaded(network):
     return instances.load(companion(network)), pickles.load(network).G_ema
 
 
-def test_generate_samples_and_mixes(trained, tiny_data):
+def test_generate_samples_and_mixes(trained, tiny_data, backbone):
     mix = f"--prior-mix={tiny_data / '3.png'},{tiny_data / '4.png'}"
+    trusted = (f"--backbone={backbone}", "--trust-backbone")
     for how, width in (("--prior-sample=mixup", 16), (mix, 8 * 16)):
-        result = run_generate(trained, how, "--grid")
+        result = run_generate(trained, how, "--grid", *trusted)
         assert result.exit_code == 0, result.output
         with Image.open(trained.parent / "out" / "seed0001.png") as image:
             assert image.size == (width, 16)
 
 
-def test_mistakes_of_generate_are_one_line_each(trained, source, tiny_data):
+def test_mistakes_of_generate_are_one_line_each(trained, source, tiny_data, backbone):
+    nowhere = ["--prior-image=nowhere.png", f"--backbone={backbone}", "--trust-backbone"]
     wrong = [
         (trained, [], "give --prior-sample, --prior-image or --prior-mix"),
         (trained, ["--class=1"], "instead of a class"),
         (trained, ["--class=1", "--prior-sample=train"], "give only one of"),
         (trained, ["--prior-mix=a.png"], "name two images"),
-        (trained, ["--prior-image=nowhere.png"], "nowhere.png: cannot be read"),
+        (trained, nowhere, "nowhere.png: cannot be read"),
         (source, ["--prior-sample=train"], "no file .prior.npz beside it"),
     ]
     for network, arguments, expected in wrong:
@@ -395,9 +384,10 @@ def test_metrics_of_a_network_with_a_prior(trained, tiny_data, backbone, monkeyp
     named = dict(training_set_kwargs=nets.training_set_kwargs)
     pickles.save(trained, G=nets.G, D=nets.D, G_ema=nets.G_ema, **named)
     options = [trained, f"--metricdata={tiny_data}", f"--metrics=nn1k@{backbone}"]
+    options += ["--trust-backbone"]
     found = []
     for sampling in ("train", "mixup"):
-        options = [*options[:3], f"--prior-sample={sampling}", f"--out={trained.parent}/m"]
+        options = [*options[:4], f"--prior-sample={sampling}", f"--out={trained.parent}/m"]
         result = CliRunner().invoke(metrics_command.main, list(map(str, options)))
         assert result.exit_code == 0, result.output
         found.append(json.loads(result.output.strip().splitlines()[-1])["results"])
