@@ -43,6 +43,12 @@ FOLDER_OR_FILE = click.Path(exists=True)
 # Networks and optimization.
 @click.option("--cfg", type=click.Choice(presets.NAMES), help="Base configuration. [default: auto]")
 @click.option("--resume", help="Network pickle to start from: path, URL, or a name as ffhq256.")
+@click.option(
+    "--resume-from",
+    type=click.Choice(["g", "g_ema"]),
+    help="Generator of --resume that G starts as; g_ema makes its samples.  [default: g, or g_ema "
+    "with EWC, which holds on to it]",
+)
 @click.option("--gamma", type=NOT_NEGATIVE, help="Weight of R1.")
 @click.option("--pl-weight", type=NOT_NEGATIVE, help="Weight of the path length penalty.")
 @click.option("--ema-kimg", type=NOT_NEGATIVE, help="Half-life of the average of G.")
@@ -122,6 +128,7 @@ def training_options(values: dict[str, Any]) -> tuple[dict[str, Any], int]:
             nhwc=values["nhwc"],
             resume=_source(values["resume"]),
         ),
+        "resume_from": _resume_from(values, plugins),
         "plugins": plugins,
         "external": list(values["plugin"]),
         "explicit": presets.explicit(given),
@@ -200,6 +207,18 @@ def _source(resume: str | None) -> str | None:
         names = ", ".join(SHORT_NAMES)
         raise ValueError(f"--resume={resume}: no such file; give a path, a URL, or one of {names}")
     return resume
+
+
+def _resume_from(values: dict[str, Any], plugins: dict[str, Any]) -> str | None:
+    """Return which generator of the source network G starts as, G or G_ema."""
+    chosen, resume = values["resume_from"], values["resume"]
+    if resume in (None, "noresume"):
+        if chosen:
+            raise ValueError(f"--resume-from={chosen} needs --resume, the network to start from")
+        return None
+    if chosen:
+        return {"g": "G", "g_ema": "G_ema"}[chosen]
+    return Plugins.create(plugins).resumes_from
 
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import pickle
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +150,13 @@ class Session:
             batch_size=self._options["batch_size"],
             seed=self._options["random_seed"],
             resumed=self._source,
+            resumed_from=self._loss.plugins.resumes_from,
         )
-        with self._weights_of(run, self._source if kept else None):
-            self._loss.set_up(run)
+        reached = self._begin(run) if kept or run.resumed_from != "G" else {}
+        self._loss.set_up(run)
         if kept:
+            for net, weights in reached.items():
+                getattr(run, net).load_state_dict(weights)
             self._restore(kept)
 
     def _made(self, what: str) -> Any:
@@ -167,24 +169,24 @@ class Session:
         path = self._host.module("dnnlib").util.open_url(url, return_filename=True)
         return str(Path(path).resolve())
 
-    @contextlib.contextmanager
-    def _weights_of(self, run: Run, source: str | None) -> Iterator[None]:
-        """Give the networks the weights of the network that all began with, for a while: what a
-        plugin learns of it must not depend on where training went on."""
-        if source is None:
-            yield
-            return
-        if not Path(source).is_file():
-            raise ValueError(f"{source}: the network that this training began with is not there")
-        with open(source, "rb") as file:
+    def _begin(self, run: Run) -> dict[str, Any]:
+        """Give the networks the weights that all began with; return those that they had.
+
+        What a plugin learns of the source must not depend on where training went on.
+        """
+        if run.resumed is None:
+            return {}
+        if not Path(run.resumed).is_file():
+            raise ValueError(
+                f"{run.resumed}: the network that this training began with is not there"
+            )
+        with open(run.resumed, "rb") as file:
             loaded = self._host.module("legacy").load_network_pkl(file)
         nets = {"G": run.G, "D": run.D}
-        adapted = {name: copy.deepcopy(net.state_dict()) for name, net in nets.items()}
-        for name, net in nets.items():
-            self._copy(loaded[name], net)
-        yield
-        for name, net in nets.items():
-            net.load_state_dict(adapted[name])
+        reached = {name: copy.deepcopy(net.state_dict()) for name, net in nets.items()}
+        for net, origin in ((run.G, run.resumed_from), (run.D, "D")):
+            self._copy(loaded[origin], net)
+        return reached
 
     def _restore(self, kept: Mapping[str, Any]) -> None:
         """Take over the state of the plugins that are on, as far as they were on before."""

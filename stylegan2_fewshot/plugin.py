@@ -66,6 +66,7 @@ class Run:
         batch_size: Images per iteration over all ranks.
         seed: Seed of the run.
         resumed: Path of the source network's pickle, or None when training starts from scratch.
+        resumed_from: Which generator of that pickle G starts as, G or G_ema.
         G_ema: The moving average of G, for those that change the networks themselves.
         source: G and D as they are in that pickle, where those that are trained have been widened.
     """
@@ -77,6 +78,7 @@ class Run:
     batch_size: int = 1
     seed: int = 0
     resumed: str | None = None
+    resumed_from: str = "G"
     G_ema: torch.nn.Module | None = None
     source: tuple[torch.nn.Module, torch.nn.Module] | None = None
 
@@ -94,6 +96,7 @@ class Plugin(torch.nn.Module):
     option_names: ClassVar[Mapping[str, str]] = {}  # parameter -> option where not --NAME-PARAMETER
     neutral: ClassVar[Mapping[str, Any]] = {}  # settings that leave training as it is
     rebuilds: ClassVar[bool] = False  # its setup changes the networks, so it comes first
+    resumes_from: ClassVar[str] = "G"  # generator of --resume that G starts as by default
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,6 +173,11 @@ class Plugins(torch.nn.ModuleDict):
     def active(self) -> list[Plugin]:
         """The plugins, in their order."""
         return list(self.values())  # type: ignore[arg-type]
+
+    @property
+    def resumes_from(self) -> str:
+        """Which generator of a source network G starts as unless the user says: G or G_ema."""
+        return "G_ema" if any(plugin.resumes_from == "G_ema" for plugin in self.active) else "G"
 
     def condition(self, dataset: Any) -> Any:
         for plugin in self.active:

@@ -64,6 +64,7 @@ def tiny_options(tiny_data):
         metrics=[],
         metric_data=None,
         resume=None,
+        resume_from="G",
         precision="fp32",
         nhwc=False,
         ops="auto",

@@ -58,7 +58,7 @@ def source(tmp_path):
 
 def write(source, values, name="F.npz", **changes):
     """Write a Fisher file for `source` and return its path."""
-    meta = {"likelihood": fisher_file.LIKELIHOOD, "standard_error": {}}
+    meta = {"likelihood": fisher_file.LIKELIHOOD, "standard_error": {}, "network": "G"}
     meta |= {"source_sha256": files.sha256_of(source), **changes}
     fisher_file.save(source.with_name(name), Fisher(dict(values), meta))
     return str(source.with_name(name))

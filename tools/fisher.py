@@ -25,8 +25,8 @@ from training import pickles, sources
 @click.option(
     "--network",
     type=click.Choice(["G", "G_ema"]),
-    default="G",
-    help="Which generator of the pickle.",
+    default="G_ema",
+    help="Which generator of the pickle: the one that training starts from.",
 )
 @click.option("--psi", default=1.0, help="Truncation.")
 @click.option(

@@ -41,8 +41,8 @@ def networks(
 ) -> tuple[nn.Module, nn.Module, nn.Module, str | None, Pair | None]:
     """Return G, D, G_ema in training mode, and the path of the pickle that they come from.
 
-    An unconditional source is widened where the data set has labels; G and D as they were before
-    come last then.
+    G starts as the generator of the pickle that `resume_from` names. An unconditional source is
+    widened where the data set has labels; G and D as they were before come last then.
     """
     before = None
     if options["resume"] is None:
@@ -57,7 +57,8 @@ def networks(
     else:
         path = str(sources.fetch(options["resume"]))
         source = pickles.load(path)
-        found = (source.G, source.D, source.G_ema)
+        start = getattr(source, options["resume_from"])
+        found = (copy.deepcopy(start), source.D, source.G_ema)
         _refuse_misfit(options, dataset, source.G)
         for key, net in zip("GD", found[:2], strict=True):
             _refuse_contradiction(options, key, net)
@@ -133,7 +134,7 @@ def summary(
         f"Data      {options['dataset']['path']}: {len(dataset)} images, {shape}, "
         f"labels of {dataset.label_dim}",
         f"Networks  G {size['G']:.2f} M, D {size['D']:.2f} M parameters, "
-        + (f"from {source}" if source else "from scratch"),
+        + (f"from {source}, G as its {options['resume_from']}" if source else "from scratch"),
         f"Plugins   {', '.join(options['plugins']) or 'none'}",
         f"Training  {cur_nimg / 1000:.1f} to {options['total_kimg']:g} kimg, batches of "
         f"{options['batch_size']}",

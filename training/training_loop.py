@@ -127,8 +127,9 @@ def construct(
     plugins = Plugins.create(options["plugins"])
     dataset = plugins.condition(dataset)
     G, D, G_ema, path, source = construction.networks(options, dataset, device)
-    rest = dict(batch_size=options["batch_size"], seed=options["seed"], resumed=path, source=source)
-    plugins.setup(Run(G, D, dataset=dataset, device=device, G_ema=G_ema, **rest))
+    rest = dict(batch_size=options["batch_size"], seed=options["seed"], source=source)
+    start = dict(resumed=path, resumed_from=options["resume_from"]) if path else {}
+    plugins.setup(Run(G, D, dataset=dataset, device=device, G_ema=G_ema, **rest, **start))
     distributed.broadcast_([t for net in (G, D, G_ema, plugins) for t in net.state_dict().values()])
     loss = StyleGAN2Loss(device, G.mapping, G.synthesis, D, plugins, **options["loss"])
     trained, optimizers = {}, {}

@@ -43,12 +43,13 @@ def save(path: Path, fisher: Fisher) -> None:
     stamped.write(path, fisher.values, fisher.meta)
 
 
-def load(path: Path, source: Path | None = None) -> Fisher:
+def load(path: Path, source: Path | None = None, network: str | None = None) -> Fisher:
     """Read a Fisher file; nothing in it is executed.
 
     Args:
         path: The file.
         source: The network pickle that it has to be of, if that is known.
+        network: The generator of that pickle that it has to be of, G or G_ema, if that matters.
 
     Raises:
         ValueError: It is no Fisher file, truncated, its numbers were altered, or it is of another
@@ -61,6 +62,11 @@ def load(path: Path, source: Path | None = None) -> Fisher:
         raise ValueError(
             f"{path}: of another network: its source pickle has SHA-256 {theirs[:12]}..., "
             f"yours has {yours[:12]}...; {_REMEDY}"
+        )
+    if network and meta["network"] != network:
+        raise ValueError(
+            f"{path}: of the source's {meta['network']}, but G starts as its {network}; {_REMEDY} "
+            f"--network={network}, or give --resume-from={meta['network'].lower()}"
         )
     return Fisher(values, meta)
 

@@ -46,7 +46,8 @@ class EWC(Plugin):
 
     Li, Zhang, Lu and Shechtman, NeurIPS 2020 (arXiv 2012.02780): adds
     `lambda * sum_i F_i (theta_i - theta_S,i)^2` to G's loss, where theta_S are the source's weights
-    and F is their diagonal Fisher information. The right lambda depends on the source: watch
+    and F is their diagonal Fisher information. theta_S is what G starts as: the source's G_ema,
+    which makes its samples, unless --resume-from=g. The right lambda depends on the source: watch
     EWC/ratio, which is the penalty, with lambda, relative to the adversarial loss.
 
     Args:
@@ -62,6 +63,7 @@ class EWC(Plugin):
     """
 
     neutral: ClassVar = {"lambda_": 0.0}
+    resumes_from: ClassVar = "G_ema"
 
     def __init__(
         self,
@@ -122,7 +124,7 @@ class EWC(Plugin):
     def _fisher(self, run: Run, source: Path) -> Fisher:
         """Return what the given file holds, or else what an earlier run or this one estimates."""
         if self.fisher:
-            return fisher_information.load(Path(self.fisher), source)
+            return fisher_information.load(Path(self.fisher), source, run.resumed_from)
         sha256 = files.sha256_of(source)
         settings = fisher_information.Settings(
             samples=self.samples, discriminator="D" in self.network
@@ -130,13 +132,20 @@ class EWC(Plugin):
         G, D = run.source or (run.G, run.D)
         params = (*G.named_parameters(), *D.named_parameters())
         names = [(name, *p.shape) for name, p in params]  # plugins may have added some
-        key = hashlib.sha256(repr((sha256, settings, names)).encode()).hexdigest()[:12]
+        facts = repr((sha256, run.resumed_from, settings, names))
+        key = hashlib.sha256(facts.encode()).hexdigest()[:12]
         path = fisher_information.writable_folder(source) / f"{source.stem}.fisher-{key}.npz"
         if all(distributed.gather(path.is_file())):  # the ranks may not see the same disk
             return fisher_information.load(path)
         partial, labels = path.with_suffix(".partial.npz"), labels_beside(source)
         fisher = fisher_information.estimate(
-            G, D, settings, labels=labels, source=sha256, partial=partial
+            G,
+            D,
+            settings,
+            labels=labels,
+            source=sha256,
+            network=run.resumed_from,
+            partial=partial,
         )
         if distributed.rank() == 0:
             fisher_information.save(path, fisher)
