@@ -48,10 +48,13 @@ def parse_seeds(context: click.Context, option: click.Parameter, text: str | Non
 def load_generator(network: str) -> Any:
     """Load the averaged generator of a network pickle onto the GPU, or the CPU without one."""
     from stylegan2_fewshot import distributed
+    from stylegan2_fewshot.ops import select
     from training import pickles
 
     try:
-        return pickles.load(network).G_ema.to(distributed.init())
+        device = distributed.init()
+        select("auto", device)
+        return pickles.load(network).G_ema.to(device)
     except (ValueError, OSError) as error:
         raise UserError(f"--network: {error}") from error
 

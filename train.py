@@ -11,7 +11,7 @@ import click
 
 from metrics import trust
 from stylegan2_fewshot import Plugins
-from stylegan2_fewshot.ops.backend import MODES
+from stylegan2_fewshot.ops.selection import MODES
 from stylegan2_fewshot.options import PluginCommand, all_options, parse
 from training import presets, run_dir
 

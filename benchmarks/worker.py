@@ -93,10 +93,9 @@ def set_up() -> None:
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if IS_OURS:
-        from stylegan2_fewshot.ops import backend
+        from stylegan2_fewshot.ops import select
 
-        backend.set_precision(args.precision)
-        emit(note=backend.select(args.ops, DEVICE))
+        emit(note=select(args.ops, DEVICE))
     elif args.precision == "bf16":
         raise SystemExit("the original has no bf16; compare with --precision=fp16 or fp32")
 
@@ -205,6 +204,9 @@ def build(case: Case) -> tuple[torch.nn.Module, torch.nn.Module]:
         block_kwargs=dict(fp16_channels_last=args.nhwc),
         epilogue_kwargs=dict(mbstd_group_size=4),
     )
+    if IS_OURS:
+        for net in (G, D):
+            networks.set_precision(net, args.precision)
     return G.train().requires_grad_(False).to(DEVICE), D.train().requires_grad_(False).to(DEVICE)
 
 

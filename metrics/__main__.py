@@ -14,6 +14,7 @@ import torch
 
 import metrics
 from stylegan2_fewshot import distributed
+from stylegan2_fewshot.ops import select
 from stylegan2_fewshot.options import Command
 from training import conditions, pickles
 from training.dataset import ImageDataset
@@ -69,6 +70,7 @@ def measure(options: dict[str, Any]) -> None:
         SystemExit: Some metrics were left out; status 1.
     """
     device = distributed.init(options["device"])
+    select("auto", device)
     torch.backends.cudnn.allow_tf32 = False
     source = options["network"]
     network = pickles.load(source)

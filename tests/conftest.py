@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stylegan2_fewshot.ops import native
+from stylegan2_fewshot.ops.cpu import loader
 
 
 @pytest.fixture(scope="session")
@@ -16,8 +16,8 @@ def compiler(tmp_path_factory):
     """Skip what needs a C++ compiler with OpenMP where there is none."""
     source = tmp_path_factory.mktemp("compiler") / "nothing.cpp"
     source.write_text("#include <omp.h>\n")
-    found = native.compiler()
-    command = [found, *native.FLAGS, str(source), "-o", str(source.with_suffix(".so"))]
+    found = loader.compiler()
+    command = [found, *loader.FLAGS, str(source), "-o", str(source.with_suffix(".so"))]
     if found is None or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("no C++ compiler with OpenMP is installed")
     return found

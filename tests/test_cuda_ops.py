@@ -12,8 +12,11 @@ from emulated_kernels import DTYPES, SOURCES, EmulatedKernels
 from torch.autograd import gradcheck, gradgradcheck
 
 from stylegan2_fewshot import ops
-from stylegan2_fewshot.ops import backend, build, resample
-from stylegan2_fewshot.ops.activations import ACTIVATIONS
+from stylegan2_fewshot.ops import reference, select
+from stylegan2_fewshot.ops.cuda import loader
+from stylegan2_fewshot.ops.cuda.kernels import CUDAKernels
+from stylegan2_fewshot.ops.dispatch import SELECTED
+from stylegan2_fewshot.ops.reference import ACTIVATIONS
 
 CPU = torch.device("cpu")
 EPSILON = {dtype: torch.finfo(dtype).eps for dtype in DTYPES[:3]} | {torch.float64: 1e-7}
@@ -32,7 +35,7 @@ def emulated(tmp_path_factory):
 @pytest.fixture
 def as_kernels(emulated, monkeypatch):
     """Let the operations believe that the CPU has kernels."""
-    monkeypatch.setattr(backend, "kernels", lambda *tensors: emulated)
+    monkeypatch.setattr(SELECTED, "kernels", {"cpu": CUDAKernels(emulated)})
 
 
 @pytest.fixture
@@ -41,9 +44,9 @@ def cuda():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     device = torch.device("cuda", 0)
-    backend.select("cuda", device)
+    select("cuda", device)
     yield device
-    backend.select("torch", device)
+    select("torch", device)
 
 
 def draw(generator, low, high):
@@ -79,7 +82,7 @@ def test_resampling_by_emulated_kernels(emulated, seeds):
     for seed in seeds:
         x, f, *arguments = random_case(seed)
         got = emulated.upfirdn2d(x, f, *arguments)
-        want = resample._plain(x.double(), f.double(), *arguments)
+        want = reference.upfirdn2d(x.double(), f.double(), *arguments)
         assert got.is_contiguous() or got.is_contiguous(memory_format=torch.channels_last)
         expect_close(got, want, x.dtype)
 
@@ -169,16 +172,14 @@ def test_negative_gain_and_slope_use_the_input(as_kernels):
 
 
 def test_verification_passes_right_kernels_and_refuses_wrong_ones(emulated):
-    build.verify(emulated, CPU)
+    loader.verify(CUDAKernels(emulated), CPU)
 
-    class Wrong:
-        bias_act = emulated.bias_act
-
+    class Wrong(CUDAKernels):
         def upfirdn2d(self, x, *arguments):
-            return emulated.upfirdn2d(x, *arguments) * 1.01
+            return super().upfirdn2d(x, *arguments) * 1.01
 
     with pytest.raises(RuntimeError, match=r"upfirdn2d, \[4, 4\] taps, up 1, down 1"):
-        build.verify(Wrong(), CPU)
+        loader.verify(Wrong(emulated), CPU)
 
 
 @pytest.mark.parametrize("source", ["upfirdn2d.cu", "bias_act.cu"])
@@ -199,8 +200,8 @@ def test_nvcc_compiles_for_a100_and_h100(tmp_path, source):
 def test_kernels_agree_with_pytorch_on_the_gpu(cuda):
     for seed in range(160):
         x, f, *arguments = random_case(seed)
-        got = backend.kernels(x.to(cuda)).upfirdn2d(x.to(cuda), f.to(cuda), *arguments)
-        want = resample._plain(x.double(), f.double(), *arguments)
+        got = SELECTED.kernels["cuda"].upfirdn2d(x.to(cuda), f.to(cuda), *arguments)
+        want = reference.upfirdn2d(x.double(), f.double(), *arguments)
         expect_close(got.cpu(), want, x.dtype)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from stylegan2_fewshot import distributed, files, fisher
+from stylegan2_fewshot.ops import select
 from stylegan2_fewshot.options import Command
 from stylegan2_fewshot.plugin import labels_beside
 from training import pickles, sources
@@ -74,6 +75,7 @@ def main(
     """
     torch.backends.cudnn.allow_tf32 = False  # squares double what a gradient is off by
     place = distributed.init(device)
+    select("auto", place)
     path = sources.fetch(network_pkl)
     out = out or path.with_suffix(".fisher.npz")
     partial = out.with_suffix(".partial.npz")

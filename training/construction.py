@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from stylegan2_fewshot.ops import backend
-
 from . import networks as nets
 from . import pickles, sources
 from .dataset import ImageDataset
@@ -33,7 +31,6 @@ def set_up_torch(options: Mapping[str, Any]) -> None:
     torch.backends.cudnn.benchmark = options["benchmark"]
     torch.backends.cuda.matmul.allow_tf32 = options["allow_tf32"]
     torch.backends.cudnn.allow_tf32 = options["allow_tf32"]
-    backend.set_precision(options["precision"])
 
 
 def networks(
@@ -68,6 +65,8 @@ def networks(
         if dataset.label_dim and not source.G.c_dim:
             before = tuple(net.to(device) for net in found[:2])
             found = tuple(widened(net, dataset.label_dim) for net in found)
+    for net in found:
+        nets.set_precision(net, options["precision"])
     G, D, G_ema = (net.train().requires_grad_(False).to(device) for net in found)
     return G, D, G_ema, path, before
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stylegan2_fewshot import distributed
-from stylegan2_fewshot.ops import backend
+from stylegan2_fewshot.ops import select
 from stylegan2_fewshot.plugin import load_external
 
 from . import run_dir as run_dirs
@@ -50,7 +50,7 @@ def _work(options: Mapping[str, Any], outdir: Path, fresh: bool) -> None:
     device = distributed.init(options["device"])
     status = 0
     try:
-        operations = backend.select(options["ops"], device)
+        operations = select(options["ops"], device)
         chosen = run_dirs.choose(outdir, options, fresh) if distributed.rank() == 0 else None
         directory, goes_on = distributed.gather(chosen)[0]
         if distributed.rank() == 0:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from stylegan2_fewshot.ops.activations import ACTIVATIONS
+from stylegan2_fewshot.ops.reference import ACTIVATIONS
 
 from .networks import Discriminator, Generator, MappingNetwork, normalize_2nd_moment
 

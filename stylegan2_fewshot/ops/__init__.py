@@ -3,6 +3,7 @@
 from .activations import bias_act
 from .convolution import conv2d_resample, modulated_conv2d
 from .resample import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
+from .selection import select
 
 __all__ = [
     "bias_act",
@@ -10,6 +11,7 @@ __all__ = [
     "downsample2d",
     "filter2d",
     "modulated_conv2d",
+    "select",
     "setup_filter",
     "upfirdn2d",
     "upsample2d",

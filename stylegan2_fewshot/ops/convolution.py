@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import winograd
+from . import torch_internals
+from .convolve import convolve
 from .resample import (
     Pair,
     add_padding,
@@ -56,7 +56,7 @@ def conv2d_resample(
     if down > 1:
         sides = add_padding(sides, down_padding(f, (down, down)))
     if up == down == 1:
-        return _convolve(x, w, sides, groups=groups)
+        return convolve(x, w, sides, groups)
     if up == 1:
         early = down if _is_pointwise(w) else 1  # a 1x1 convolution may as well come last
         x = upfirdn2d(x, f, down=early, padding=sides, flip_filter=flip_filter)
@@ -132,7 +132,7 @@ def _recomputing(scaled: Tensor, x: Tensor, factors: Tensor) -> AbstractContextM
     The graph keeps those two for their own gradients.
     """
     is_worth_it = scaled.device.type == "cpu" and scaled.numel() >= MUCH_MEMORY
-    if not is_worth_it or torch._C._are_functorch_transforms_active():
+    if not is_worth_it or torch_internals.transforms_are_active():
         return nullcontext()
     address, shape = scaled.data_ptr(), scaled.shape
 
@@ -170,15 +170,6 @@ def _per_image(
 
 def _is_pointwise(w: Tensor) -> bool:
     return w.shape[2] == w.shape[3] == 1
-
-
-def _convolve(x: Tensor, w: Tensor, sides: Sequence[int], groups: int = 1) -> Tensor:
-    if groups == 1 and winograd.pays(x, w, sides):
-        return winograd.convolve(x, w, sides)
-    left, right, top, bottom = sides
-    if left == right >= 0 and top == bottom >= 0:
-        return F.conv2d(x, w, padding=(top, left), groups=groups)
-    return F.conv2d(F.pad(x, [left, right, top, bottom]), w, groups=groups)
 
 
 def _transposed(w: Tensor, groups: int) -> Tensor:

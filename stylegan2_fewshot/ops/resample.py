@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from . import backend
-from .native import LANES
+from . import torch_internals
+from .dispatch import SELECTED
 
 Pair = int | Sequence[int]
 
@@ -157,7 +154,7 @@ def as_padding(value: Pair) -> tuple[int, int, int, int]:
 
 
 def _apply(x: Tensor, f: Tensor, *arguments: Any) -> Tensor:
-    is_transformed = torch._C._are_functorch_transforms_active()
+    is_transformed = torch_internals.transforms_are_active()
     function = _TransformedUpFirDn if is_transformed else _UpFirDn
     y: Tensor = function.apply(x, f, *arguments)  # type: ignore[no-untyped-call]
     return y
@@ -168,7 +165,7 @@ class _UpFirDn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, f, *arguments):  # type: ignore[no-untyped-def]
-        y = _run(x, f, *arguments)
+        y = SELECTED.upfirdn2d(x, f)(x, f, *arguments)
         _UpFirDn.remember(ctx, (x, f, *arguments), y)  # type: ignore[no-untyped-call]
         return y
 
@@ -199,7 +196,7 @@ class _TransformedUpFirDn(torch.autograd.Function):
 
     @staticmethod
     def forward(x, f, *arguments):  # type: ignore[no-untyped-def]
-        return _run(x, f, *arguments)
+        return SELECTED.upfirdn2d(x, f)(x, f, *arguments)
 
     @staticmethod
     def vmap(info, in_dims, x, *rest):  # type: ignore[no-untyped-def]
@@ -207,88 +204,3 @@ class _TransformedUpFirDn(torch.autograd.Function):
         x = x.movedim(in_dims[0], 0)
         y = _apply(x.flatten(0, 1), *rest)
         return y.reshape(*x.shape[:2], *y.shape[1:]), 0
-
-
-def _run(x: Tensor, f: Tensor, *arguments: Any) -> Tensor:
-    run: Any = _plain
-    if (kernels := backend.kernels(x)) is not None:
-        run = kernels.upfirdn2d
-    elif x.shape[1] % LANES == 0 and (library := backend.native(x)) is not None:
-        run = functools.partial(_native, library)
-    y: Tensor = run(x, f, *arguments)
-    return y
-
-
-def _native(
-    library: Any,
-    x: Tensor,
-    f: Tensor,
-    up: tuple[int, int],
-    down: tuple[int, int],
-    padding: Sequence[int],
-    flip_filter: bool,
-    gain: float,
-) -> Tensor:
-    """The operation in C++, for images whose channels fill the processor's vectors."""
-    taps = (torch.outer(f, f) if f.ndim == 1 else f) * gain
-    taps = (taps if flip_filter else taps.flip([0, 1])).contiguous()
-    (wide, high), (left, right, top, bottom) = filter_size(taps), padding
-    size = [
-        (x.shape[2] * up[1] + top + bottom - high) // down[1] + 1,
-        (x.shape[3] * up[0] + left + right - wide) // down[0] + 1,
-    ]
-    pixels = x.permute(0, 2, 3, 1).contiguous()
-    y = x.new_empty(x.shape[0], *size, x.shape[1])
-    pairs = [(ctypes.c_int64 * 2)(*pair) for pair in (up[::-1], down[::-1], (top, left))]
-    images = x.dtype is torch.bfloat16, pixels.data_ptr(), *pixels.shape
-    threads = torch.get_num_threads()
-    library.upfirdn2d(*images, taps.data_ptr(), high, wide, *pairs, y.data_ptr(), *size, threads)
-    return y.permute(0, 3, 1, 2)
-
-
-def _plain(
-    x: Tensor,
-    f: Tensor,
-    up: tuple[int, int],
-    down: tuple[int, int],
-    padding: Sequence[int],
-    flip_filter: bool,
-    gain: float,
-) -> Tensor:
-    """Reference implementation: depthwise convolution, channels-last on the CPU."""
-    f = f * gain ** (f.ndim / 2)
-    f = (f if flip_filter else f.flip(list(range(f.ndim)))).to(x.dtype)
-    if x.device.type == "cpu":
-        x = x.contiguous(memory_format=torch.channels_last)
-    if f.ndim == 2:
-        return _pass(x, f, up, down, padding)
-    left, right, top, bottom = padding
-    x = _pass(x, f[None, :], (up[0], 1), (down[0], 1), (left, right, 0, 0))
-    return _pass(x, f[:, None], (1, up[1]), (1, down[1]), (0, 0, top, bottom))
-
-
-def _pass(
-    x: Tensor, f: Tensor, up: tuple[int, int], down: tuple[int, int], padding: Sequence[int]
-) -> Tensor:
-    """Upsample, pad, correlate with a 2-D filter, and downsample."""
-    channels = x.shape[1]
-    x = _insert_zeros(x, *up)
-    left, right, top, bottom = padding
-    ahead = (top, left) if top == bottom >= 0 and left == right >= 0 else (0, 0)
-    if ahead == (0, 0) and any(padding):
-        x = F.pad(x, [left, right, top, bottom])
-    if f.numel() == 1:
-        x = F.pad(x, [ahead[1], ahead[1], ahead[0], ahead[0]]) if any(ahead) else x
-        return x[:, :, :: down[1], :: down[0]] * f.reshape([])
-    weight = f[None, None].expand(channels, 1, *f.shape).contiguous()
-    return F.conv2d(x, weight, padding=ahead, stride=down[::-1], groups=channels)
-
-
-def _insert_zeros(x: Tensor, upx: int, upy: int) -> Tensor:
-    """Follow every pixel by `upx - 1` zeros to the right and `upy - 1` below."""
-    if upx == upy == 1:
-        return x
-    count, channels, high, wide = x.shape
-    x = x.permute(0, 2, 3, 1).reshape(count, high, 1, wide, 1, channels)
-    x = F.pad(x, [0, 0, 0, upx - 1, 0, 0, 0, upy - 1])
-    return x.reshape(count, high * upy, wide * upx, channels).permute(0, 3, 1, 2)

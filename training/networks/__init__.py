@@ -15,6 +15,7 @@ from .layers import (
     channels_at,
     normalize_2nd_moment,
     resolutions_up_to,
+    set_precision,
 )
 from .mapping import MappingNetwork
 
@@ -36,4 +37,5 @@ __all__ = [
     "channels_at",
     "normalize_2nd_moment",
     "resolutions_up_to",
+    "set_precision",
 ]

@@ -79,7 +79,7 @@ class DiscriminatorBlock(Network):
         self, x: Tensor | None, img: Tensor | None, force_fp32: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         device, channels = self.resample_filter.device, self.conv0.weight.shape[0]
-        form = precision_of(self.use_fp16, force_fp32, self.channels_last, device, channels)
+        form = precision_of(self, force_fp32, device, channels)
         x = None if x is None else x.to(**form)
         if self.in_channels == 0 or self.architecture == "skip":
             assert img is not None

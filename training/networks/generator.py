@@ -182,7 +182,7 @@ class SynthesisBlock(Network):
     ) -> tuple[Tensor, Tensor | None]:
         styles = iter(ws.unbind(1))
         channels = self.conv1.weight.shape[0]
-        form = precision_of(self.use_fp16, force_fp32, self.channels_last, ws.device, channels)
+        form = precision_of(self, force_fp32, ws.device, channels)
         if fused_modconv is None:  # on the CPU, a grouped convolution is slower than scaling
             exact = form["dtype"] is torch.float32 or ws.shape[0] == 1
             fused_modconv = ws.is_cuda and exact and not self.training

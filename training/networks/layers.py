@@ -16,12 +16,11 @@ from stylegan2_fewshot.ops import (
     conv2d_resample,
     setup_filter,
 )
-from stylegan2_fewshot.ops.activations import ACTIVATIONS
-from stylegan2_fewshot.ops.backend import has_native, reduced_dtype
-from stylegan2_fewshot.ops.native import LANES
+from stylegan2_fewshot.ops.dispatch import SELECTED
+from stylegan2_fewshot.ops.precision import reduced_dtype
+from stylegan2_fewshot.ops.reference import ACTIVATIONS
 
 TAPS = (1, 3, 3, 1)
-WIDE = 64  # channels from which on PyTorch's float32 is faster channels-last on the CPU
 HALF = math.sqrt(0.5)  # keeps the variance of a residual sum
 
 
@@ -29,6 +28,7 @@ class Network(nn.Module):
     """A module that remembers its constructor's arguments by name, as `init_kwargs`."""
 
     init_kwargs: dict[str, Any]
+    precision = "auto"  # of blocks with `use_fp16`: see `ops.precision`
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Network:
         self = super().__new__(cls)
@@ -155,14 +155,21 @@ class Conv2dLayer(Network):
         return activated(self, x, gain)
 
 
+def set_precision(net: nn.Module, precision: str) -> None:
+    """Let the blocks of reduced precision compute in auto, fp32, fp16 or bf16."""
+    for module in net.modules():
+        if isinstance(module, Network):
+            module.precision = precision
+
+
 def precision_of(
-    use_fp16: bool, force_fp32: bool, channels_last: bool, device: torch.device, channels: int
+    block: Any, force_fp32: bool, device: torch.device, channels: int
 ) -> dict[str, Any]:
     """Return the arguments of `Tensor.to` for a block's activations."""
-    dtype = reduced_dtype(device) if use_fp16 and not force_fp32 else torch.float32
-    reduced = dtype is not torch.float32
-    if device.type == "cpu":  # reduced precision and our kernels are fast in this layout alone
-        last = reduced or channels >= (LANES if has_native() else WIDE)
-    else:
-        last = reduced and channels_last
+    is_reduced = block.use_fp16 and not force_fp32
+    dtype = reduced_dtype(block.precision, device) if is_reduced else torch.float32
+    if dtype is torch.float32:
+        last = SELECTED.is_faster_channels_last(device, channels)
+    else:  # on the CPU fast in this layout alone
+        last = device.type == "cpu" or block.channels_last
     return dict(dtype=dtype, memory_format=torch.channels_last if last else torch.contiguous_format)

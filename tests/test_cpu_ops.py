@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stylegan2_fewshot import ops
-from stylegan2_fewshot.ops import backend, convolution, native, resample, winograd
-from stylegan2_fewshot.ops.activations import ACTIVATIONS
+from stylegan2_fewshot.ops import convolution, reference, resample
+from stylegan2_fewshot.ops.convolve import convolve
+from stylegan2_fewshot.ops.cpu import loader
+from stylegan2_fewshot.ops.dispatch import SELECTED
+from stylegan2_fewshot.ops.reference import ACTIVATIONS
 
 KINDS = {"native": "-march=native"}
 if platform.machine() in ("x86_64", "AMD64"):  # vectors of 8 and of 4 numbers
@@ -22,27 +25,22 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
 
 @pytest.fixture(scope="module")
-def libraries(compiler, tmp_path_factory):
-    """Every kind's library, compiled in a folder of its own."""
-    built = {}
-    with pytest.MonkeyPatch.context() as patch:
-        for kind, flag in KINDS.items():
-            if kind == "avx2" and "avx2" not in native._processor().split():
-                continue
-            patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp(kind)))
-            patch.setattr(native, "FLAGS", (flag, *[f for f in native.FLAGS if "march" not in f]))
-            built[kind] = native.load()
-    return built
+def built(compiler, tmp_path_factory):
+    """The kernels of every kind, each compiled in a folder of its own."""
+    return {
+        kind: loader.load(flags=(flag,), folder=tmp_path_factory.mktemp(kind))
+        for kind, flag in KINDS.items()
+        if kind != "avx2" or "avx2" in loader.processor().split()
+    }
 
 
 @pytest.fixture(params=KINDS)
-def library(request, libraries, monkeypatch):
-    """The library of one kind, which the operations use."""
-    if request.param not in libraries:
+def kernels(request, built, monkeypatch):
+    """The kernels of one kind, selected."""
+    if request.param not in built:
         pytest.skip(f"this processor has no {request.param}")
-    monkeypatch.setattr(backend, "_NATIVE", libraries[request.param])
-    monkeypatch.setattr(backend, "_NATIVE_IS_WANTED", False)
-    return libraries[request.param]
+    monkeypatch.setattr(SELECTED, "kernels", {"cpu": built[request.param]})
+    return built[request.param]
 
 
 def derivatives(function, *inputs):
@@ -79,34 +77,34 @@ def padded_convolution(sides):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", CONVOLUTIONS)
-def test_convolution_and_derivatives(library, case, layout):
+def test_convolution_and_derivatives(kernels, case, layout):
     shape, outputs, sides = CONVOLUTIONS[case]
     g = torch.Generator().manual_seed(len(case))
     x = torch.randn(shape, generator=g).contiguous(memory_format=layout)
     w = torch.randn(outputs, shape[1], 3, 3, generator=g)
-    got = derivatives(lambda x, w: winograd.convolve(x, w, sides), x, w)
+    got = derivatives(lambda x, w: convolve(x, w, sides), x, w)
     want = derivatives(padded_convolution(sides), x.double(), w.double())
     expect_close(got, want, torch.float32)
     assert got[0].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
-def test_convolution_in_bfloat16(library, case):
-    if not library.winograd_has_bfloat16():
+def test_convolution_in_bfloat16(kernels, case):
+    if not kernels.convolves_bfloat16:
         pytest.skip("this kind of processor has no products of bfloat16")
     shape, outputs, sides = CONVOLUTIONS[case]
     g = torch.Generator().manual_seed(len(case))
     x = torch.randn(shape, generator=g).bfloat16()
     w = torch.randn(outputs, shape[1], 3, 3, generator=g).bfloat16()
-    got = derivatives(lambda x, w: winograd.convolve(x, w, sides), x, w)[:3]
+    got = derivatives(lambda x, w: convolve(x, w, sides), x, w)[:3]
     want = derivatives(padded_convolution(sides), x.double(), w.double())[:3]
     expect_close(got, want, torch.bfloat16)
 
 
 @pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 2), (torch.bfloat16, 4)])
-def test_convolution_is_about_as_exact_as_pytorch_s(library, dtype, factor):
+def test_convolution_is_about_as_exact_as_pytorch_s(kernels, dtype, factor):
     """With as many channels as networks have. In bfloat16 intermediate values are rounded too."""
-    if dtype is torch.bfloat16 and not library.winograd_has_bfloat16():
+    if dtype is torch.bfloat16 and not kernels.convolves_bfloat16:
         pytest.skip("this kind of processor has no products of bfloat16")
     g = torch.Generator().manual_seed(0)
     x, w = torch.randn(2, 512, 48, 48, generator=g), torch.randn(32, 512, 3, 3, generator=g)
@@ -114,27 +112,28 @@ def test_convolution_is_about_as_exact_as_pytorch_s(library, dtype, factor):
     right = F.conv2d(x.double(), w.double(), padding=1)
     errors = [
         (y - right).square().mean().sqrt().item()
-        for y in (winograd.convolve(x, w, (1, 1, 1, 1)), F.conv2d(x, w, padding=1))
+        for y in (convolve(x, w, (1, 1, 1, 1)), F.conv2d(x, w, padding=1))
     ]
     assert errors[0] <= factor * errors[1]
 
 
-def test_what_memory_held_before_does_not_matter(library, monkeypatch):
-    monkeypatch.setattr(winograd._SCRATCH, "memory", torch.empty(3_000_000))
+def test_what_memory_held_before_does_not_matter(kernels, monkeypatch):
+    scratch = kernels.scratch
+    monkeypatch.setattr(scratch, "memory", torch.empty(3_000_000))
     for shape, outputs in (((2, 16, 8, 8), 48), ((3, 48, 7, 5), 16), ((5, 48, 31, 33), 80)):
         x, w = torch.randn(shape).requires_grad_(), torch.randn(outputs, shape[1], 3, 3)
-        winograd._SCRATCH.memory.fill_(math.nan)
-        y = winograd.convolve(x, w.requires_grad_(), (1, 1, 1, 1))
-        winograd._SCRATCH.memory.fill_(math.nan)
+        scratch.memory.fill_(math.nan)
+        y = convolve(x, w.requires_grad_(), (1, 1, 1, 1))
+        scratch.memory.fill_(math.nan)
         for result in (y, *torch.autograd.grad(y.sum(), (x, w))):
             assert result.isfinite().all()
-    assert winograd._SCRATCH.memory.numel() == 3_000_000
+    assert scratch.memory.numel() == 3_000_000
 
 
-def test_what_convolution_takes(library):
+def test_what_convolution_takes(kernels):
     def pays(shape=(8, 32, 32, 32), outputs=32, size=3, dtype=torch.float32, sides=(1, 1, 1, 1)):
         x, w = torch.empty(shape), torch.empty(outputs, shape[1], size, size)
-        return winograd.pays(x.to(dtype), w.to(dtype), sides)
+        return kernels.takes_convolution(x.to(dtype), w.to(dtype), sides)
 
     assert pays() and pays(sides=(0, 1, -2, 5))
     assert not pays(size=1)
@@ -143,7 +142,7 @@ def test_what_convolution_takes(library):
     assert not pays((1, 512, 4, 4), outputs=512)  # for a few pixels, weights cost more
     assert not pays((1, 32, 2, 2), sides=(0, 0, 0, 0))
     assert pays(dtype=torch.bfloat16, shape=(8, 64, 32, 32), outputs=64) == bool(
-        library.winograd_has_bfloat16()
+        kernels.convolves_bfloat16
     )
 
 
@@ -151,7 +150,7 @@ def test_what_convolution_takes(library):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("act", ["linear", "relu", "lrelu"])
 @pytest.mark.parametrize("shape", [(2, 32, 5, 7), (3, 5, 4, 3), (1, 16, 90, 80)])
-def test_bias_act_and_derivatives(library, shape, act, layout, dtype):
+def test_bias_act_and_derivatives(kernels, shape, act, layout, dtype):
     g = torch.Generator().manual_seed(shape[1])
     x = torch.randn(shape, generator=g).to(dtype).contiguous(memory_format=layout)
     b = torch.randn(shape[1], generator=g).to(dtype)
@@ -166,7 +165,7 @@ def test_bias_act_and_derivatives(library, shape, act, layout, dtype):
 
 
 @pytest.mark.parametrize(("shape", "dim"), [((6, 20), 1), ((6, 20), 0), ((7,), 0), ((2, 3, 4), -1)])
-def test_bias_along_any_dimension(library, shape, dim):
+def test_bias_along_any_dimension(kernels, shape, dim):
     x, b = torch.randn(shape), torch.randn(shape[dim])
     for bias in (b, None):
         got = ops.bias_act(x, bias, dim=dim, act="lrelu", alpha=0.1)
@@ -175,7 +174,7 @@ def test_bias_along_any_dimension(library, shape, dim):
     assert ops.bias_act(x[:0], b if dim else None, dim=dim).shape == x[:0].shape
 
 
-def test_other_activations_stay_pytorch_s(library):
+def test_other_activations_stay_pytorch_s(kernels):
     x = torch.randn(2, 16, 3, 3)
     for act in ACTIVATIONS:
         want = ops.bias_act(x.double(), act=act).float()
@@ -184,7 +183,7 @@ def test_other_activations_stay_pytorch_s(library):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("seeds", [range(n, n + 20) for n in range(0, 60, 20)])
-def test_upfirdn2d(library, seeds, dtype):
+def test_upfirdn2d(kernels, seeds, dtype):
     for seed in seeds:
         g = torch.Generator().manual_seed(seed)
 
@@ -198,11 +197,11 @@ def test_upfirdn2d(library, seeds, dtype):
         x = torch.randn(shape, generator=g).to(dtype).contiguous(memory_format=LAYOUTS[seed % 2])
         arguments = up, down, sides, bool(seed % 3), 1.7
         got = resample.upfirdn2d(x, f, *arguments)
-        want = resample._plain(x.double(), f.double(), up, down, sides, *arguments[3:])
+        want = reference.upfirdn2d(x.double(), f.double(), up, down, sides, *arguments[3:])
         expect_close([got], [want], dtype)
 
 
-def test_gradients_of_upfirdn2d(library):
+def test_gradients_of_upfirdn2d(kernels):
     x, f = torch.randn(2, 32, 9, 8), torch.tensor([[1.0, 2, 3, 1], [0, 1, 2, 0], [3, 1, 1, 1]])
 
     def resampled(x):
@@ -211,7 +210,7 @@ def test_gradients_of_upfirdn2d(library):
     expect_close(derivatives(resampled, x), derivatives(resampled, x.double()), torch.float32)
 
 
-def test_modulated_convolution_and_derivatives(library, monkeypatch):
+def test_modulated_convolution_and_derivatives(kernels, monkeypatch):
     """With the product of images and styles, which is computed again for the gradients."""
     monkeypatch.setattr(convolution, "MUCH_MEMORY", 1)
     g = torch.Generator().manual_seed(0)
@@ -229,7 +228,7 @@ def test_modulated_convolution_and_derivatives(library, monkeypatch):
         expect_close(got, want, torch.float32)
 
 
-def test_the_graph_keeps_no_modulated_images(library):
+def test_the_graph_keeps_no_modulated_images(kernels):
     x, w, s = torch.randn(4, 32, 64, 64), torch.randn(32, 32, 3, 3), torch.randn(4, 32)
     for tensor in (x, w, s):
         tensor.requires_grad_()
@@ -241,7 +240,7 @@ def test_the_graph_keeps_no_modulated_images(library):
     assert torch.equal(one, other) and torch.equal(one, x * s[:, :, None, None])
 
 
-def test_threads_do_not_change_a_bit(library):
+def test_threads_do_not_change_a_bit(kernels):
     threads = torch.get_num_threads()
     x, w = torch.randn(4, 48, 33, 31), torch.randn(64, 48, 3, 3)
     f, b = resample.setup_filter([1, 3, 3, 1]), torch.randn(64)
@@ -251,7 +250,7 @@ def test_threads_do_not_change_a_bit(library):
             torch.set_num_threads(number)
 
             def layer(x, w, b):
-                y = winograd.convolve(x, w, (1, 1, 1, 1))
+                y = convolve(x, w, (1, 1, 1, 1))
                 return resample.filter2d(ops.bias_act(y, b, act="lrelu", clamp=20), f)
 
             results.append(derivatives(layer, x, w, b)[:3])
@@ -261,7 +260,7 @@ def test_threads_do_not_change_a_bit(library):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_transforms_of_torch_func_take_the_plain_path(library):
+def test_transforms_of_torch_func_take_the_plain_path(kernels):
     w, x = torch.randn(16, 16, 3, 3), torch.randn(3, 2, 16, 12, 12)
     f, b = resample.setup_filter([1, 3, 3, 1]), torch.randn(16)
 
@@ -276,18 +275,9 @@ def test_transforms_of_torch_func_take_the_plain_path(library):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
-def test_tensors_of_an_export_take_the_plain_path(library):
+def test_tensors_of_an_export_take_the_plain_path(kernels):
     with FakeTensorMode():
         x, w = torch.empty(2, 32, 16, 16), torch.empty(48, 32, 3, 3)
         y = ops.conv2d_resample(x, w, resample.setup_filter([1, 3, 3, 1]), up=2, padding=1)
         assert ops.bias_act(y, torch.empty(48), act="lrelu").shape == (2, 48, 32, 32)
     assert ops.conv2d_resample(x, w, padding=1).shape == (2, 48, 16, 16)  # outside the mode, too
-
-
-def test_nothing_is_loaded_during_an_export(monkeypatch):
-    monkeypatch.setattr(native, "load", lambda: pytest.fail("loaded"))
-    monkeypatch.setattr(backend, "_NATIVE_IS_WANTED", True)
-    monkeypatch.setattr(backend, "_NATIVE", None)
-    with FakeTensorMode():
-        assert backend.native(torch.empty(1)) is None and not backend.has_native()
-    assert backend._NATIVE_IS_WANTED

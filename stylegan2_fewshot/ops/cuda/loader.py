@@ -13,23 +13,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import replacing
-from . import resample
-from .activations import ACTIVATIONS
-from .native import cache_root
+from ... import cache
+from ...files import replacing
+from .. import reference
+from ..dispatch import Kernels
+from ..reference import ACTIVATIONS, BiasActSettings
+from .kernels import CUDAKernels
 
 NAME = "stylegan2_fewshot_kernels"
-FOLDER = Path(__file__).parent / "cuda"
+FOLDER = Path(__file__).parent
 SOURCES = ("binding.cpp", "upfirdn2d.cu", "bias_act.cu")
 HEADERS = ("kernels.h", "device.cuh")
 
 
-def load(device: torch.device) -> Any:
-    """Return the extension for the GPU `device`, compiled unless an earlier call has done so.
+def load(device: torch.device) -> CUDAKernels:
+    """Return the kernels for the GPU `device`, compiled unless an earlier call has done so.
 
     Raises:
-        Exception: Whatever stops the compiler or the loader; see `explain`.
+        Exception: Whatever stops the compiler or the loader, or a wrong result; see `explain`.
     """
+    kernels = CUDAKernels(extension(device))
+    verify(kernels, device)
+    return kernels
+
+
+def extension(device: torch.device) -> Any:
+    """Return the extension module for the GPU `device`, compiled if there is none."""
     capability = torch.cuda.get_device_capability(device)
     path = cache_folder(capability) / f"{NAME}.so"
     return _import(path) if path.exists() else _compile(path, capability)
@@ -45,7 +54,7 @@ def cache_folder(capability: tuple[int, int]) -> Path:
         f"sm{major}{minor}",
         hashlib.sha256(content).hexdigest()[:12],
     ]
-    return cache_root() / "-".join(parts)
+    return cache.folder() / "kernels" / "-".join(parts)
 
 
 def explain(error: BaseException) -> str:
@@ -90,14 +99,14 @@ def _compile(path: Path, capability: tuple[int, int]) -> Any:
 def _import(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(NAME, path)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no extension module")
+        raise ImportError(f"{path} is not an extension module")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def verify(kernels: Any, device: torch.device) -> None:
-    """Compare the kernels with PyTorch on the CPU, on small inputs that are no random numbers.
+def verify(kernels: Kernels, device: torch.device) -> None:
+    """Compare the kernels with the reference on the CPU, on small inputs that are not random.
 
     Raises:
         RuntimeError: A result differs.
@@ -107,32 +116,38 @@ def verify(kernels: Any, device: torch.device) -> None:
         for layout in (torch.contiguous_format, torch.channels_last):
             images = x.to(dtype).contiguous(memory_format=layout)
             _verify_upfirdn2d(kernels, images, device)
-            for index, act in enumerate(ACTIVATIONS):
-                _verify_bias_act(kernels, images, device, index, act)
+            for act in ACTIVATIONS:
+                _verify_bias_act(kernels, images, device, act)
 
 
-def _verify_upfirdn2d(kernels: Any, x: Tensor, device: torch.device) -> None:
+def _verify_upfirdn2d(kernels: Kernels, x: Tensor, device: torch.device) -> None:
     taps = torch.tensor([0.1, 0.3, 0.4, 0.2])
     for f in (torch.outer(taps, taps), taps.repeat(3), taps[:3]):
         for up, down in ((1, 1), (2, 1), (1, 2)):
             arguments = (up, up), (down, down), (6, 5, 5, 6), False, 1.5
             got = kernels.upfirdn2d(x.to(device), f.to(device), *arguments)
-            want = resample._plain(x.float(), f, *arguments)
+            want = reference.upfirdn2d(x.float(), f, *arguments)
             _expect_equal(got, want, f"upfirdn2d, {list(f.shape)} taps, up {up}, down {down}")
 
 
-def _verify_bias_act(kernels: Any, x: Tensor, device: torch.device, index: int, act: str) -> None:
+@torch.enable_grad()
+def _verify_bias_act(kernels: Kernels, x: Tensor, device: torch.device, act: str) -> None:
     kind, b = ACTIVATIONS[act], x[0, :, 0, 0]
+    settings = BiasActSettings(1, act, kind.alpha, 1.5, None)
     v = (x.float() + b.float()[:, None, None]).requires_grad_()
-    want = [1.5 * kind.apply(v, kind.alpha)]
-    for _ in range(2 if kind.curved else 1):
-        want += torch.autograd.grad(want[-1].sum(), v, create_graph=True)
-    inputs = x.to(device), b.to(device), 1, index, kind.alpha, 1.5, None
-    one = torch.ones_like(inputs[0])
-    for order, result in enumerate(want):
-        factors = [one if order > n else None for n in range(2)]
-        got = kernels.bias_act(*inputs, *factors, False)
-        _expect_equal(got, result.detach(), f"bias_act, {act}, derivative {order}")
+    y = 1.5 * kind.apply(v, kind.alpha)
+    (slope,) = torch.autograd.grad(y.sum(), v, create_graph=kind.curved)
+    on_device, bias = x.to(device), b.to(device)
+    one = torch.ones_like(on_device)
+    result = kernels.bias_act(on_device, bias, settings)
+    _expect_equal(result, y.detach(), f"bias_act, {act}")
+    kept, added = (result, None) if settings.gradient_reads_output else (on_device, bias)
+    gradient = kernels.bias_act_gradient(one, kept, added, settings)
+    _expect_equal(gradient, slope.detach(), f"bias_act, {act}, gradient")
+    if kind.curved:
+        (curvature,) = torch.autograd.grad(slope.sum(), v)
+        got = kernels.bias_act_curvature(one, one, on_device, bias, settings)
+        _expect_equal(got, curvature, f"bias_act, {act}, curvature")
 
 
 def _expect_equal(got: Tensor, want: Tensor, what: str) -> None:

@@ -12,16 +12,21 @@ import tempfile
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 
-from ..files import replacing
+from ... import cache
+from ...files import replacing
+from .. import reference
+from ..dispatch import Kernels
+from .kernels import CPUKernels
 
-FOLDER = Path(__file__).parent / "cpu"
+FOLDER = Path(__file__).parent
 SOURCES = ("winograd.cpp", "bias_act.cpp", "upfirdn2d.cpp")
 HEADERS = ("lanes.h",)
 TOLERANCE = 1e-5
 LANES = 16  # channels of images come in multiples of this
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-shared")
+THIS_PROCESSOR = ("-march=native",)
 COMPILERS = ("c++", "g++", "clang++")
 # Signatures in a letter an argument, the result first; see _TYPES.
 FUNCTIONS = {
@@ -41,34 +46,35 @@ _TYPES = {
 }
 
 
-def cache_root() -> Path:
-    """Return where compiled kernels are kept: TORCH_EXTENSIONS_DIR, or the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(cache) / "stylegan2_fewshot")
+def load(flags: tuple[str, ...] = THIS_PROCESSOR, folder: Path | None = None) -> CPUKernels:
+    """Return the kernels, compiled unless an earlier process has done so, and compared.
 
-
-def load() -> ctypes.CDLL:
-    """Return the library, compiled unless an earlier process has done so, and compared.
+    Args:
+        flags: What tells the compiler of the processor.
+        folder: Where the library is kept; default the cache folder.
 
     Raises:
         RuntimeError: There is no compiler, it fails, or the results are not PyTorch's.
-        OSError: The cache folder cannot be written, or the library cannot be loaded.
+        OSError: The folder cannot be written, or the library cannot be loaded.
     """
+    flags = (*FLAGS, *flags)
     content = b"".join((FOLDER / name).read_bytes() for name in (*SOURCES, *HEADERS))
-    content += " ".join((*FLAGS, _processor())).encode()
-    path = cache_root() / f"cpu-{hashlib.sha256(content).hexdigest()[:16]}" / "kernels.so"
+    content += " ".join((*flags, processor())).encode()
+    name = f"cpu-{hashlib.sha256(content).hexdigest()[:16]}"
+    path = (cache.folder() / "kernels" if folder is None else folder) / name / "kernels.so"
     if not path.exists():
-        _compile(path)
+        build(path, flags)
     library = ctypes.CDLL(str(path))
     for name, signature in FUNCTIONS.items():
         function = getattr(library, name)
         result, *arguments = (_TYPES[letter] for letter in signature)
         function.restype, function.argtypes = result, arguments
-    _verify(library)
-    return library
+    kernels = CPUKernels(library)
+    verify(kernels)
+    return kernels
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return what code for this processor alone depends on."""
     lines = []
     if os.path.exists("/proc/cpuinfo"):
@@ -83,7 +89,7 @@ def compiler() -> str | None:
     return os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
 
 
-def _compile(path: Path) -> None:
+def build(path: Path, flags: tuple[str, ...]) -> None:
     """Compile aside, so that neither a crash nor another process can spoil the result."""
     program = compiler()
     if program is None:
@@ -91,7 +97,7 @@ def _compile(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as folder:
         built = Path(folder) / path.name
-        command = [program, *FLAGS, *(str(FOLDER / name) for name in SOURCES), "-o", str(built)]
+        command = [program, *flags, *(str(FOLDER / name) for name in SOURCES), "-o", str(built)]
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
             lines = run.stderr.splitlines() or [f"{program} ended with status {run.returncode}"]
@@ -101,22 +107,37 @@ def _compile(path: Path) -> None:
 
 
 @torch.inference_mode(False)
-@torch.enable_grad()
-def _verify(library: ctypes.CDLL) -> None:
-    """Compare with PyTorch on small inputs that are no random numbers."""
-    from . import winograd
+def verify(kernels: Kernels) -> None:
+    """Compare the kernels with the reference, on small inputs that are not random.
 
+    Raises:
+        RuntimeError: A result differs.
+    """
     x = torch.arange(2 * 16 * 8 * 6).float().sin().reshape(2, 16, 8, 6)
-    w = torch.arange(48 * 16 * 9).float().cos().reshape(48, 16, 3, 3).requires_grad_()
-    want = F.conv2d(x, w, padding=1)
-    (want_gradient,) = torch.autograd.grad(want, w, want)
+    w = torch.arange(48 * 16 * 9).float().cos().reshape(48, 16, 3, 3)
     sides = (1, 1, 1, 1)
-    got = winograd.forward(library, x, w, sides, False)
-    got_gradient = winograd.weight_gradient(library, x, want, sides)
-    for name, result, right in (
-        ("convolution", got, want),
-        ("its gradient", got_gradient, want_gradient),
-    ):
-        error = (result - right).abs().max().item() / right.abs().max().item()
-        if not error <= TOLERANCE:
-            raise RuntimeError(f"error: {name} is off by {error:.2g}")
+    with torch.enable_grad():
+        leaf = w.clone().requires_grad_()
+        want = reference.convolve(x, leaf, sides)
+        (want_gradient,) = torch.autograd.grad(want, leaf, want)
+    y = want.detach()
+    _expect_equal("convolution", kernels.convolve(x, w, sides, False), y)
+    gradient = kernels.convolution_weight_gradient(x, y, sides)
+    _expect_equal("its gradient", gradient, want_gradient)
+    resampling = w[0, :4, :, 0].contiguous(), (2, 2), (1, 1), (2, 1, 2, 1), False, 4.0
+    _expect_equal(
+        "upfirdn2d", kernels.upfirdn2d(x, *resampling), reference.upfirdn2d(x, *resampling)
+    )
+    settings = reference.BiasActSettings(1, "lrelu", 0.2, 1.5, 0.9)
+    result = reference.bias_act(x, x[0, :, 0, 0], settings)
+    _expect_equal("bias_act", kernels.bias_act(x, x[0, :, 0, 0], settings), result)
+    derivatives = (
+        which.bias_act_gradient(x, result, None, settings) for which in (kernels, reference)
+    )
+    _expect_equal("its gradient", *derivatives)
+
+
+def _expect_equal(name: str, got: Tensor, want: Tensor) -> None:
+    error = (got - want).abs().max().item() / want.abs().max().item()
+    if not error <= TOLERANCE:
+        raise RuntimeError(f"error: {name} is off by {error:.2g}")
