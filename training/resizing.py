@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stylegan2_fewshot.ops import downsample2d
-from stylegan2_fewshot.ops.activations import ACTIVATIONS
+from stylegan2_fewshot.ops.reference import ACTIVATIONS
 
 from .networks import Discriminator, Generator, resolutions_up_to
 from .pickles import NetworkPickle
