@@ -144,6 +144,53 @@ def test_normalized_information_has_mean_one(source, file):
     assert penalty(plugin).item() == pytest.approx(10 * sum(BY_HAND.values()) / mean)
 
 
+class WithKinds(Net):
+    """A weight, a bias and a noise strength of very different Fisher information."""
+
+    def __init__(self):
+        super().__init__()
+        del self.gain, self.shift
+        self.mapping.bias = torch.nn.Parameter(torch.zeros(2))
+        self.noise_strength = torch.nn.Parameter(torch.tensor(0.0))
+
+
+KINDS = {
+    "mapping.weight": torch.tensor([[1e-6, 3e-6], [0.0, 4e-6]]),
+    "mapping.bias": torch.tensor([10.0, 30.0]),
+    "noise_strength": torch.tensor(500.0),
+}
+
+
+def moved_by_one(source, **options):
+    net = WithKinds()
+    plugin, _ = make(source, net, fisher=write(source, named(KINDS)), lambda_=1.0, **options)
+    with torch.no_grad():
+        for param in net.parameters():
+            param += 1
+    penalty(plugin).backward()
+    ratios = {name: moments.mean for name, moments in stats.collect().items()}
+    total = ratios.pop("EWC/ratio")
+    ratios.pop("EWC/penalty")
+    return {name.rpartition("/")[2]: value / total for name, value in ratios.items()}
+
+
+def test_the_ratio_says_what_kind_of_parameter_it_comes_from(source):
+    assert moved_by_one(source) == {
+        "weights": pytest.approx(8e-6 / 540, rel=1e-3),
+        "biases": pytest.approx(40 / 540),
+        "noise": pytest.approx(500 / 540),
+    }
+
+
+def test_normalized_information_has_mean_one_in_each_kind(source):
+    shares = moved_by_one(source, normalize=True)
+    assert {kind: share * 7 for kind, share in shares.items()} == {
+        "weights": pytest.approx(4),
+        "biases": pytest.approx(2),
+        "noise": pytest.approx(1),
+    }
+
+
 @pytest.mark.parametrize(
     ("skip", "left"),
     [

@@ -35,6 +35,15 @@ class Fisher:
                 raise ValueError(f"Fisher information of {name} is negative or not finite")
 
 
+def kind_of(parameter: str) -> str:
+    """Return what a parameter is by its name: weights, biases or noise (a noise strength).
+
+    Biases and noise strengths are few and carry nearly all of the information of a StyleGAN2.
+    """
+    last = parameter.rpartition(".")[2]
+    return {"bias": "biases", "noise_strength": "noise"}.get(last, "weights")
+
+
 def save(path: Path, fisher: Fisher) -> None:
     """Write a Fisher file: `.npz`, one array per parameter, and `meta`, a JSON text.
 

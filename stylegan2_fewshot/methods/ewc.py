@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -48,13 +49,15 @@ class EWC(Plugin):
     `lambda * sum_i F_i (theta_i - theta_S,i)^2` to G's loss, where theta_S are the source's weights
     and F is their diagonal Fisher information. theta_S is what G starts as: the source's G_ema,
     which makes its samples, unless --resume-from=g. The right lambda depends on the source: watch
-    EWC/ratio, which is the penalty, with lambda, relative to the adversarial loss.
+    EWC/ratio, which is the penalty, with lambda, relative to the adversarial loss; 0.1 to 1 is
+    the range to aim at. EWC/ratio/weights, /biases and /noise say where it comes from.
 
     Args:
-        lambda_: Strength of the penalty; 0 switches it off, 5e8 is the published one.
+        lambda_: Strength of the penalty; 0 switches it off. The published 5e8 is unverified here.
         fisher: File of `python -m tools.fisher`; without it, F is estimated once and
             kept beside the source network.
-        normalize: Divide F by its mean, so that lambda carries over between sources.
+        normalize: Divide F by its mean, that of weights, of biases and of noise strengths each by
+            its own, so that lambda carries over between sources and none drowns the others.
         network: Which networks to hold: G, or D as well.
         skip: Parameters to leave free: patterns, separated by commas, such as
             `mapping.*,*.torgb.*`, of their names with or without the network in front.
@@ -108,7 +111,7 @@ class EWC(Plugin):
             ]
             self._held[net] = held
             self.register_buffer(f"anchor_{net}", _flat(held.values()).detach().clone())
-            self.register_buffer(f"fisher_{net}", self._scaled(_flat(values)))
+            self.register_buffer(f"fisher_{net}", self._scaled(net, _flat(values)))
 
     def penalty(self, step: Step) -> Tensor | None:
         net = PHASES.get(step.phase, "")
@@ -182,12 +185,20 @@ class EWC(Plugin):
     def _skipped(self, net: str, name: str) -> bool:
         return any(_matches(pattern, net, name) for pattern in self.skip)
 
-    def _scaled(self, fisher: Tensor) -> Tensor:
+    def _scaled(self, net: str, fisher: Tensor) -> Tensor:
         if not self.normalize:
             return fisher
         if not fisher.any():
             raise ValueError("--ewc-normalize: the Fisher information is 0 throughout")
-        return fisher / fisher.mean()
+        parts = self._parts(net, fisher)
+        means = {kind: _flat(p for k, p in parts if k == kind).mean() for kind, _ in parts}
+        return _flat(part / (means[kind] if means[kind] else 1) for kind, part in parts)
+
+    def _parts(self, net: str, flat: Tensor) -> list[tuple[str, Tensor]]:
+        """Return the kind and the part of `flat` of each parameter that is held."""
+        sizes = [p.numel() for p in self._held[net].values()]
+        kinds = map(fisher_information.kind_of, self._held[net])
+        return list(zip(kinds, torch.split(flat, sizes), strict=True))
 
     @torch.no_grad()
     def _report(self, net: str, terms: Tensor, penalty: Tensor, logits: Tensor) -> None:
@@ -195,10 +206,14 @@ class EWC(Plugin):
         adversarial = F.softplus(-logits if net == "G" else logits).mean()
         stats.report(f"EWC/penalty{end}", penalty)
         stats.report(f"EWC/ratio{end}", self.lambda_ * penalty / adversarial)
-        if self.per_layer:
-            sizes = [p.numel() for p in self._held[net].values()]
-            for name, part in zip(self._held[net], torch.split(terms, sizes), strict=True):
-                stats.report(f"EWC/ratio{end}/{name}", self.lambda_ * part.sum() / adversarial)
+        parts, sums = self._parts(net, terms), defaultdict[str, float | Tensor](float)
+        for name, (kind, part) in zip(self._held[net], parts, strict=True):
+            share = self.lambda_ * part.sum() / adversarial
+            sums[kind] += share
+            if self.per_layer:
+                stats.report(f"EWC/ratio{end}/{name}", share)
+        for kind, share in sums.items():
+            stats.report(f"EWC/ratio{end}/{kind}", share)
 
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:
