@@ -13,7 +13,8 @@ from PIL import Image
 
 import generate
 from stylegan2_fewshot import distributed
-from training import grids, pickles
+from tools.choices import SEEDS
+from training import generation, grids, pickles
 from training.networks import Discriminator, Generator
 
 
@@ -128,17 +129,23 @@ def test_seeds(text: str, seeds: list[int]) -> None:
 
 
 def parsed(text: str) -> list[int]:
-    option = next(p for p in generate.main.params if p.name == "seeds")
-    return generate.parse_seeds(
-        generate.main.make_context("x", [], resilient_parsing=True), option, text
-    )
+    return list(SEEDS.convert(text, None, None))
+
+
+def test_all_seeds_take_no_memory() -> None:
+    seeds = SEEDS.convert("7,0-4294967295", None, None)
+    assert len(seeds) == 2**32 + 1
+    assert (seeds[0], seeds[1], seeds[-1]) == (7, 0, 2**32 - 1)
+    assert seeds[2**32 - 1 :] == [2**32 - 2, 2**32 - 1]
+    with pytest.raises(IndexError):
+        seeds[2**32 + 1]
 
 
 @pytest.mark.parametrize("text", ["", "x", "3-1", "-1", "1,,2", "1.5", "4294967296", "0-"])
 def test_bad_seeds(network: Path, tmp_path: Path, text: str) -> None:
     result = run("--network", network, f"--seeds={text}", "--outdir", tmp_path)
     assert_one_line(result, f"--seeds={text}: ")
-    assert "is no seed; write numbers and ranges such as 0-35,40" in result.output
+    assert "is not a seed; write numbers" in result.output
 
 
 def assert_one_line(result: Result, start: str) -> None:
@@ -203,6 +210,75 @@ def test_options_that_contradict_each_other(network: Path, tmp_path: Path) -> No
     latents = (*always, "--projected-w", "w.npz")
     for extra in (("--grid",), ("--class", 0)):
         assert_one_line(run(*latents, *extra), "--projected-w goes with none of --grid")
+
+
+@pytest.mark.parametrize("psi", ["nan", "inf", "x"])
+def test_truncation_is_a_number(network: Path, tmp_path: Path, psi: str) -> None:
+    result = run("--network", network, "--seeds", 0, "--trunc", psi, "--outdir", tmp_path)
+    assert_one_line(result, f"--trunc={psi}: must be a finite number")
+
+
+def test_many_seeds_are_streamed_and_what_is_done_stays(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(path: Path, picture: object, save: Any = grids.save_png) -> None:
+        if path.name == "seed0003.png":
+            raise KeyboardInterrupt
+        save(path, picture)
+
+    monkeypatch.setattr(grids, "save_png", save)
+    result = run("--network", network, "--seeds=0-4294967295", "--outdir", tmp_path)
+    assert result.exit_code == 130
+    assert result.output == f"stopped: wrote 3 files to {tmp_path}\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"seed000{n}.png" for n in range(3)]
+    grid = run("--network", network, "--seeds=0-4294967295", "--grid", "--outdir", tmp_path)
+    assert_one_line(grid, "--grid and --routes-grid take 4096 seeds at most, got 4294967296")
+
+
+def test_a_run_stands_for_its_newest_network(network: Path, tmp_path: Path) -> None:
+    run_dir, out = tmp_path / "run", tmp_path / "out"
+    run_dir.mkdir()
+    empty = run("--network", run_dir, "--seeds=0", "--outdir", out)
+    assert_one_line(empty, f"--network: {run_dir}: a folder without network-snapshot-*.pkl")
+    for name in ("000009", "000010"):
+        (run_dir / f"network-snapshot-{name}.pkl").write_bytes(b"junk")
+    (run_dir / "network-snapshot-000010-400.pkl").write_bytes(network.read_bytes())
+    result = run("--network", run_dir, "--seeds=0", "--outdir", out)
+    assert (result.exit_code, result.output) == (0, f"wrote 1 file to {out}\n")
+
+
+def test_a_class_without_training_images_is_said(tmp_path: Path) -> None:
+    nets = pickles.load(build(tmp_path / "net.pkl", c_dim=3))
+    nets.G.mapping.embed.weight[:, 1:] += 0.1  # as training changes G, and its average less
+    pickles.save(tmp_path / "net.pkl", **vars(nets))
+    for index, said in ((0, True), (1, False)):
+        options = ("--seeds=0", "--class", index, "--outdir", tmp_path / "out")
+        result = run("--network", tmp_path / "net.pkl", *options)
+        assert result.exit_code == 0
+        assert ("no training image had this class" in result.output) == said
+
+
+def test_directions_move_latents(network: Path, tmp_path: Path) -> None:
+    file = tmp_path / "d.npz"
+    vectors = torch.eye(8)[:2]
+    generation.Directions(vectors, torch.tensor([1.0, 0.5]), (0, 2), "hash").write(file)
+    options = ("--network", network, "--seeds=3", "--outdir", tmp_path)
+    assert run(*options, f"--direction={file}:1=-3").exit_code == 0
+    G = pickles.load(network).G_ema.to(distributed.init())
+    z = torch.from_numpy(np.random.RandomState(3).randn(1, 8)).float().to(distributed.init())
+    ws = G.mapping(z, None)
+    ws[:, [0, 2], 1] -= 1.5
+    expected = grids.to_pixels(G.synthesis(ws, noise_mode="const"))[0]
+    np.testing.assert_array_equal(pixels(tmp_path / "seed0003.png"), expected)
+    for text, message in {
+        f"{file}:2=1": "no direction 2; the last is 1",
+        f"{file}:1=nan": f"--direction={file}:1=nan",
+        f"{file}": "write FILE:3=2.5",
+        "gone.npz:0=1": "there is no such file of directions",
+    }.items():
+        result = run(*options, f"--direction={text}")
+        assert result.exit_code == 2 and message in result.output
+        assert result.output.count("\n") == 1
 
 
 def test_help_does_not_import_torch() -> None:

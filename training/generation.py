@@ -1,0 +1,319 @@
+"""One way to turn a command line's words into images: network, seed, psi, condition, route."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metrics.trust import Trust
+from stylegan2_fewshot import distributed, stamped
+from stylegan2_fewshot.methods.bank import filters
+from stylegan2_fewshot.ops import select
+from stylegan2_fewshot.plugin import seed_of
+
+from . import conditions, pickles
+from .pickles import NetworkPickle
+
+STRIP = 8  # images from one condition of --prior-mix to the other
+DIRECTIONS = "file of directions"
+_REMEDY = "make one with python -m tools.directions"
+
+
+def newest_network(place: str | os.PathLike[str]) -> str:
+    """Return the newest network of a run directory; whatever is no folder is returned as it is.
+
+    Raises:
+        ValueError: The folder has no network.
+    """
+    folder = Path(place).expanduser()
+    if not folder.is_dir():
+        return os.fspath(place)
+    if snapshots := snapshots_of(folder):
+        return str(snapshots[-1])
+    raise ValueError(f"{place}: a folder without network-snapshot-*.pkl; give a run's, or a file")
+
+
+def snapshots_of(run: Path) -> list[Path]:
+    """Return the snapshots of a run directory, the oldest first."""
+    matches = [
+        (re.fullmatch(r"network-snapshot-(\d+)(?:-(\d+))?\.pkl", path.name), path)
+        for path in run.glob("network-snapshot-*.pkl")
+    ]
+    ordered = sorted((int(m[1]), int(m[2] or 0), path) for m, path in matches if m)
+    return [path for _, _, path in ordered]
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What one or several images are made from.
+
+    Attributes:
+        ws: Latents `[n, num_ws, w_dim]`.
+        synthesis: What the synthesis needs beside them, such as a route.
+        seed: What random noise follows from.
+    """
+
+    ws: Tensor
+    synthesis: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+class Subject:
+    """A generator, and how images are drawn from it.
+
+    Args:
+        network: Path, URL, short name or run directory.
+        drawing: How images are drawn: has the attributes of `tools.choices.Drawing`.
+        option: What the command line calls the network, for messages.
+        say: Takes remarks on what is allowed but may surprise.
+
+    Attributes:
+        nets: Everything the file holds.
+        G: The averaged generator, on the device.
+        path: The network's file, or its URL or short name.
+    """
+
+    def __init__(
+        self,
+        network: str,
+        drawing: Any,
+        *,
+        option: str = "--network",
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        try:
+            self.path = newest_network(network)
+            self.nets: NetworkPickle = pickles.load(self.path)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{option}: {error}") from error
+        self.device = distributed.init()
+        select("auto", self.device)
+        self.G: Any = self.nets.G_ema.to(self.device)
+        self.drawing = drawing
+        self.psi = drawing.trunc
+        if not hasattr(self.G.mapping, "w_avg") and self.psi != 1:
+            raise ValueError(
+                "truncation_psi must be 1 for a network without a mean of w (w_avg_beta None), "
+                f"got --trunc={self.psi:g}"
+            )
+        self._route = _chosen_route(self.G, drawing.route)
+        self._shift = self._directions(drawing.direction)
+        self._labels = self._conditions(say)
+
+    def z(self, seed: int) -> Tensor:
+        """Return the latent `[1, z_dim]` of a seed."""
+        z = torch.from_numpy(np.random.RandomState(seed).randn(1, self.G.z_dim))
+        return z.to(self.device, torch.float32)
+
+    def labels(self, seed: int) -> Tensor:
+        """Return the conditions `[n, c_dim]` of a seed: one, or a strip between two."""
+        return self._labels(seed).to(self.device)
+
+    @torch.no_grad()
+    def latents(self, seed: int, psi: float | None = None) -> Latents:
+        """Return what the images of a seed are made from, one for each of its conditions."""
+        c = self.labels(seed)
+        z = self.z(seed).expand(len(c), -1)
+        ws = self.G.mapping(z, c, truncation_psi=self.psi if psi is None else psi)
+        synthesis = self._route if self._route is not None else filters.held(self.G, z)
+        return Latents(ws + self._shift, synthesis, seed)
+
+    def projected(self, path: str, option: str = "--projected-w") -> list[Latents]:
+        """Return latents out of an .npz file, the array `w` `[N, num_ws, w_dim]`."""
+        ws = _load_ws(self.G, path, option).to(self.device)
+        return [Latents(w + self._shift, self._route or {}) for w in ws.split(1)]
+
+    @torch.no_grad()
+    def images(self, latents: Latents) -> Tensor:
+        """Return images `[n, C, H, W]`, about [-1, 1]; random noise follows from the seed."""
+        torch.manual_seed(latents.seed)
+        options = {"noise_mode": self.drawing.noise_mode, **latents.synthesis}
+        image: Tensor = self.G.synthesis(latents.ws, **options)
+        return image
+
+    def through_routes(self, seed: int) -> Tensor:
+        """Return images `[STRIP, C, H, W]` of a seed by the routes of the first seeds."""
+        routes = filters.held(self.G, torch.cat([self.z(other) for other in range(STRIP)]))
+        found = self.latents(seed)
+        return self.images(replace(found, ws=found.ws[:1].expand(STRIP, -1, -1), synthesis=routes))
+
+    @property
+    def has_banks(self) -> bool:
+        return filters.banks_of(self.G) is not None
+
+    def _conditions(self, say: Callable[[str], None]) -> Callable[[int], Tensor]:
+        given = self.drawing
+        images = [given.prior_image] if given.prior_image else []
+        if given.prior_mix:
+            images = given.prior_mix.split(",")
+            if len(images) != 2:
+                raise ValueError(f"--prior-mix={given.prior_mix}: name two images, as a.png,b.png")
+        named = (given.prior_sample, given.prior_image, given.prior_mix)
+        if sum(map(bool, (given.class_idx is not None, *named))) > 1:
+            raise ValueError(
+                "give only one of --class, --prior-sample, --prior-image and --prior-mix"
+            )
+        if given.prior_sample or images:
+            trust = Trust(given.trust_backbone, given.backbone_sha256)
+            options = {"backbone": given.backbone, "trust": trust}
+            return _of_prior(self.G, self.path, given.prior_sample, images, **options)
+        return self._of_class(given.class_idx, say)
+
+    def _of_class(self, index: int | None, say: Callable[[str], None]) -> Callable[[int], Tensor]:
+        c_dim = self.G.c_dim
+        if c_dim and conditions.beside(self.path):
+            raise ValueError(
+                f"--network={self.path}: takes what a backbone sees in an image instead of a "
+                "class; give --prior-sample, --prior-image or --prior-mix"
+            )
+        if c_dim == 0 and index is not None:
+            raise ValueError(f"--class={index}: the network has no classes; leave it out")
+        if c_dim > 0 and (index is None or index not in range(c_dim)):
+            given = "" if index is None else f"={index}"
+            raise ValueError(f"--class{given}: the network needs a class from 0 to {c_dim - 1}")
+        if index in untrained_classes(self.nets):
+            say(f"--class={index}: no training image had this class; its images mean nothing")
+        c = torch.tensor([[float(number == index) for number in range(c_dim)]])
+        return lambda seed: c
+
+    def _directions(self, texts: Sequence[str]) -> Tensor:
+        """Return what all given directions add to latents, `[num_ws, w_dim]`."""
+        shift = torch.zeros(self.G.num_ws, self.G.w_dim)
+        for text in texts:
+            match = re.fullmatch(r"(.+):(\d+)=(.+)", text)
+            if not match:
+                raise ValueError(f"--direction={text}: write FILE:3=2.5")
+            found = Directions.read(Path(match[1]).expanduser())
+            shift += found.shift(int(match[2]), _number(text, match[3]), self.G)
+        return shift.to(self.device)
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Directions in w, and where they came from.
+
+    Attributes:
+        vectors: `[K, w_dim]`, of length 1, the strongest first.
+        deviations: Standard deviation of w along each, `[K]`.
+        layers: The latents of these layers are moved.
+        network: SHA-256 of the network's file.
+    """
+
+    vectors: Tensor
+    deviations: Tensor
+    layers: tuple[int, ...]
+    network: str
+
+    @classmethod
+    def read(cls, path: Path) -> Directions:
+        """Read what `write` has written; ValueError where it is anything else."""
+        tensors, meta = stamped.read(path, DIRECTIONS, _REMEDY)
+        try:
+            vectors, deviations = tensors["directions"].float(), tensors["deviations"].float()
+            layers, network = tuple(map(int, meta["layers"])), str(meta["network"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: no {DIRECTIONS}; {_REMEDY}") from error
+        if vectors.ndim != 2 or deviations.shape != vectors.shape[:1]:
+            raise ValueError(f"{path}: no {DIRECTIONS}; {_REMEDY}")
+        return cls(vectors, deviations, layers, network)
+
+    def write(self, path: Path) -> None:
+        """Write an .npz file, complete or not at all."""
+        tensors = {"directions": self.vectors, "deviations": self.deviations}
+        meta = {"layers": self.layers, "network": self.network}
+        stamped.write(path, tensors, meta)
+
+    def shift(self, index: int, amount: float, G: Any) -> Tensor:
+        """Return what moves latents by `amount` deviations along a direction, `[num_ws, w_dim]`."""
+        if self.vectors.shape[1] != G.w_dim or max(self.layers, default=0) >= G.num_ws:
+            raise ValueError(
+                f"--direction: the file is for {self.vectors.shape[1]} numbers in w, the network "
+                f"has {G.w_dim}, in {G.num_ws} layers; make one of this network"
+            )
+        if index >= len(self.vectors):
+            raise ValueError(
+                f"--direction: no direction {index}; the last is {len(self.vectors) - 1}"
+            )
+        shift = torch.zeros(G.num_ws, G.w_dim)
+        shift[list(self.layers)] = self.vectors[index] * self.deviations[index] * amount
+        return shift
+
+
+def untrained_classes(nets: NetworkPickle) -> set[int]:
+    """Return the classes of which no image was drawn in training.
+
+    What the label's embedding has for such a class never had a gradient, so that G and its average
+    still agree in it to the last bit, though they differ in the other classes.
+    """
+    if nets.G.c_dim == 0:
+        return set()
+    one, average = (net.mapping.embed.weight.cpu() for net in (nets.G, nets.G_ema))
+    if one.shape != average.shape:
+        return set()
+    same = (one == average).all(0)
+    return set() if same.all() else set(same.nonzero().flatten().tolist())
+
+
+def _number(text: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if not np.isfinite(number):
+        raise ValueError(f"--direction={text}: {value} is not a finite number")
+    return number
+
+
+def _chosen_route(G: Any, text: str) -> dict[str, Any] | None:
+    """Return what gives G the route that `--route=text` names; None if it follows from z."""
+    return None if text == "random" else {"route": filters.parse_route(text, G)}
+
+
+def _of_prior(
+    G: Any, network: str, sampling: str | None, images: list[str], **backbone: Any
+) -> Callable[[int], Tensor]:
+    try:
+        instances = conditions.beside(network)
+        if instances is None:
+            raise ValueError(
+                f"--network={network}: no file .prior.npz beside it, so no --prior-..."
+            )
+        if sampling:
+            pool = conditions.pool(instances.vectors, sampling)
+            return lambda seed: pool[seed_of("prior", seed) % len(pool)][None]
+        c = conditions.of_images(images, instances, G, **backbone)
+    except ValueError as error:
+        option = "sample" if sampling else "mix" if len(images) > 1 else "image"
+        raise ValueError(f"--prior-{option}: {error}") from error
+    return lambda seed: c if len(c) == 1 else conditions.between(*c, steps=STRIP)
+
+
+def _load_ws(G: Any, path: str, option: str) -> Tensor:
+    """Read projected latents `[N, num_ws, w_dim]`, the array `w` of an .npz file."""
+    try:
+        with open(Path(path).expanduser(), "rb") as stream, np.load(stream) as arrays:
+            ws = torch.from_numpy(arrays["w"]).float()
+    except Exception as error:  # A ZIP and the arrays in it break in many ways.
+        raise ValueError(f"{option}={path}: no .npz file with an array w ({error})") from error
+    if ws.ndim != 3 or ws.shape[1:] != (G.num_ws, G.w_dim):
+        raise ValueError(
+            f"{option}={path}: w must be [N, {G.num_ws}, {G.w_dim}] for this network, "
+            f"got {list(ws.shape)}"
+        )
+    if not ws.isfinite().all():
+        raise ValueError(f"{option}={path}: w must be finite; project the image again")
+    return ws
+
+
+def strips(subject: Subject, seeds: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and images `[n, C, H, W]` of each seed, one for each of its n conditions."""
+    for seed in seeds:
+        yield f"seed{seed:04d}", subject.images(subject.latents(seed))
