@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stylegan2_fewshot.methods.bank.filters import held
+from stylegan2_fewshot.plugin import synthesis_of
 
 from .detectors import Detector, to_rgb
 from .features import Subject, group_size, seeded
@@ -64,7 +64,8 @@ class PathSteps:
 
     def _lengths(self, z0: Tensor, z1: Tensor, t: Tensor, c: Tensor) -> Tensor:
         ws = self._latents(z0, z1, torch.cat([t, t + self.epsilon]), c.repeat(2, 1))
-        images = self._images(ws, **held(self.G, z0.repeat(2, 1)))  # both ends take one route
+        # Both ends take one route.
+        images = self._images(ws, **synthesis_of(self.G, z0.repeat(2, 1)))
         near, far = self.lpips(images).chunk(2)
         return (near - far).square().sum(1) / self.epsilon**2
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylegan2_fewshot import Plugins, Run, Step, distributed
+from stylegan2_fewshot import Plugin, Plugins, Run, distributed
 from stylegan2_fewshot.loss import StyleGAN2Loss
 
 # What hosts say to their own losses: about their augmentation, about speed, and stylegan3's blur.
@@ -55,6 +55,12 @@ class HostLoss(StyleGAN2Loss):
                 or leaves none of their parameters to train.
         """
         self.batch_size = run.batch_size
+        for name, plugin in self.plugins.items():
+            if type(plugin).before_step is not Plugin.before_step:
+                raise ValueError(
+                    f"{name}: this method rewrites gradients between the passes and the step of "
+                    "the optimizer, where a checkout's loop lets nobody in; use our own train.py"
+                )
         nets = {"G": run.G, "D": run.D}
         before = _parts(nets)
         self.plugins.setup(run)
@@ -93,7 +99,7 @@ class HostLoss(StyleGAN2Loss):
 
     def end_iteration(self) -> None:
         """Tell the plugins that both optimizers are done."""
-        self.plugins.after_step(Step("end", self.cur_nimg))
+        self.plugins.after_step(self.cur_nimg)
         self.cur_nimg += self.batch_size
         self._is_open = False
 

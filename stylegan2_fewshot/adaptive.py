@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import distributed
-from .plugin import Run, Step
+from .plugin import Run
 
 INTERVAL = 4  # iterations between two moves of p
 
@@ -60,17 +60,17 @@ class AdaptiveProbability(torch.nn.Module):
         self.batch[0] += signs.sum().to(self.batch.dtype)
         self.batch[1] += signs.numel()
 
-    def moves_after(self, step: Step) -> bool:
+    def moves_after(self, cur_nimg: int) -> bool:
         """Return whether p moves at the end of this iteration."""
-        return (step.cur_nimg // self._batch_size + 1) % INTERVAL == 0
+        return (cur_nimg // self._batch_size + 1) % INTERVAL == 0
 
-    def update(self, step: Step) -> None:
+    def update(self, cur_nimg: int) -> None:
         """Take in the iteration's signs; if it is time, move p and forget them."""
         total = distributed.sum_(self.batch)
         self.sign_sum += total[0]
         self.count += total[1]
         self.batch.zero_()
-        if self.moves_after(step):
+        if self.moves_after(cur_nimg):
             mean = self.sign_sum / self.count.clamp(min=1)
             self.p.add_((mean - self.target).sign() * self._amount).clamp_(0, self.maximum)
             self.sign_sum.zero_()

@@ -118,7 +118,7 @@ class StyleGAN2Loss:
         with _synced(self.D, sync):
             logits = self.D(self.plugins.augment(img, step), c)
         step = replace(step, logits=logits)
-        kind = "real" if step.phase in ("Dreal", "Dr1") else "fake"
+        kind = "real" if step.is_real else "fake"
         stats.report(f"Loss/scores/{kind}", logits)
         stats.report(f"Loss/signs/{kind}", logits.sign())
         self.plugins.observe(step)

@@ -1,13 +1,18 @@
-"""The plugin protocol: ten hooks, the registry, and the container that loss and loop hold."""
+"""The plugin protocol: eleven hooks, the registry, and the container that loss and loop hold."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from types import ModuleType
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,9 +28,11 @@ HOOKS = (
     "augment",
     "observe",
     "penalty",
+    "before_step",
     "after_step",
     "snapshot",
 )
+Phase = Literal["Gmain", "Gpl", "Dfake", "Dreal", "Dr1"]
 _REGISTRY: dict[str, type[Plugin]] = {}
 P = TypeVar("P", bound="Plugin")
 
@@ -35,8 +42,8 @@ class Step:
     """One forward pass of training, as the hooks see it.
 
     Attributes:
-        phase: Gmain, Gpl, Dfake, Dreal or Dr1; "end" in `after_step`. A pass that serves the main
-            loss and its regulariser at once carries the name of the main one.
+        phase: Gmain, Gpl, Dfake, Dreal or Dr1. A pass that serves the main loss and its
+            regulariser at once carries the name of the main one.
         cur_nimg: Real images shown to D before this iteration.
         c: Labels `[N, c_dim]` as handed to the network.
         ws: Latents `[N, num_ws, w_dim]`, where G ran.
@@ -45,13 +52,25 @@ class Step:
         z: Latents `[N, z_dim]`, where G ran.
     """
 
-    phase: str
+    phase: Phase
     cur_nimg: int = 0
     c: Tensor | None = None
     ws: Tensor | None = None
     img: Tensor | None = None
     logits: Tensor | None = None
     z: Tensor | None = None
+
+    @property
+    def is_real(self) -> bool:
+        """Whether D sees real images in this pass."""
+        return self.phase in ("Dreal", "Dr1")
+
+    def detached(self) -> Step:
+        """Return the same step with tensors that no gradient flows through."""
+        tensors: dict[str, Any] = {
+            key: x.detach() for key, x in vars(self).items() if isinstance(x, Tensor)
+        }
+        return replace(self, **tensors)
 
 
 @dataclass(frozen=True)
@@ -97,12 +116,14 @@ class Plugin(torch.nn.Module):
     neutral: ClassVar[Mapping[str, Any]] = {}  # settings that leave training as it is
     rebuilds: ClassVar[bool] = False  # its setup changes the networks, so it comes first
     resumes_from: ClassVar[str] = "G"  # generator of --resume that G starts as by default
+    status: ClassVar[Mapping[str, str]] = {}  # label in the status line -> name of a statistic
+    companion: ClassVar[str] = ""  # suffix of the file that `snapshot` writes beside a pickle
+    network_key: ClassVar[str] = ""  # of `init_kwargs`, where it makes other networks: `rebuild`
 
     def __init__(self) -> None:
         super().__init__()
         self._seed = 0
-        self._generator: torch.Generator | None = None
-        self._drawn_at = -1
+        self._generators: dict[torch.device, tuple[torch.Generator, int]] = {}
 
     @classmethod
     def labels_beside(cls, network: Path) -> Tensor | None:
@@ -110,19 +131,32 @@ class Plugin(torch.nn.Module):
         method keeps them in a file beside it."""
         return None
 
-    def rng(self, step: Step, device: torch.device) -> torch.Generator:
+    def rng(self, step: Step | int, device: torch.device) -> torch.Generator:
         """Return this plugin's own generator, seeded anew in every iteration.
 
         The seed is a function of (run's seed, rank, cur_nimg, plugin's name): other plugins, z and
         noise never see what is drawn here, and a resumed run draws what the run would have drawn.
         """
-        if self._generator is None or self._generator.device != device:
-            self._generator, self._drawn_at = torch.Generator(device=device), -1
-        if self._drawn_at != step.cur_nimg:
-            seed = seed_of(self._seed, distributed.rank(), step.cur_nimg, self.name)
-            self._generator.manual_seed(seed)
-            self._drawn_at = step.cur_nimg
-        return self._generator
+        generator, drawn_at = self._generators.get(device) or (torch.Generator(device), -1)
+        cur_nimg = step.cur_nimg if isinstance(step, Step) else step
+        if drawn_at != cur_nimg:
+            generator.manual_seed(seed_of(self._seed, distributed.rank(), cur_nimg, self.name))
+        self._generators[device] = generator, cur_nimg
+        return generator
+
+    def augment_pipe(self) -> torch.nn.Module | None:
+        """Return what a network pickle carries as its `augment_pipe`; one plugin at most may."""
+        return None
+
+    @classmethod
+    def synthesis_of(cls, G: Any, z: Tensor) -> dict[str, Any]:
+        """Return further arguments of `G.synthesis` for the latents `z`, for a network that this
+        method has made, whether or not it is being trained."""
+        return {}
+
+    @classmethod
+    def rebuild(cls, net: Any, **arguments: Any) -> None:
+        """Turn an ordinary network into the one whose `init_kwargs[network_key]` are these."""
 
     def condition(self, dataset: Any) -> Any:
         """Return the training set with the labels that G and D take; no network is built yet."""
@@ -154,25 +188,76 @@ class Plugin(torch.nn.Module):
         """Return a scalar to add to the loss of `step.phase`, or None."""
         return None
 
-    def after_step(self, step: Step) -> None:
-        """Update the state, once an iteration, when both optimizers are done."""
+    def before_step(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
+        """Mask or rewrite gradients of `net` ("G" or "D"): they are averaged over the ranks and
+        finite, and its optimizer steps next.
+
+        Args:
+            net: Which network.
+            params: Its trained parameters by name; `grad` is None where no loss reached one.
+        """
+
+    def after_step(self, cur_nimg: int) -> None:
+        """Update the state, once an iteration, when both optimizers are done.
+
+        Args:
+            cur_nimg: Real images shown to D before this iteration.
+        """
 
     def snapshot(self, path: Path) -> None:
         """Write what generating needs beside the network pickle at `path`, on one rank alone."""
 
 
-class Plugins(torch.nn.ModuleDict):
-    """Plugins in the order of the command line; empty, every hook is the identity."""
+class Plugins(torch.nn.Module):
+    """Plugins in the order of the command line; empty, every hook is the identity.
+
+    Args:
+        plugins: Plugins by name. Any name will do, also that of a hook.
+
+    Raises:
+        ValueError: Two plugins claim the one place for an augmentation pipe in a pickle.
+    """
+
+    def __init__(self, plugins: Mapping[str, torch.nn.Module] | None = None) -> None:
+        super().__init__()
+        self._modules.update(plugins or {})  # add_module refuses the names of hooks
+        claims = [n for n, p in self.items() if type(p).augment_pipe is not Plugin.augment_pipe]
+        if len(claims) > 1:
+            raise ValueError(
+                f"{' and '.join(claims)} both put an augmentation pipe into the network pickle, "
+                "which holds one; drop one of them"
+            )
 
     @classmethod
     def create(cls, options: Mapping[str, Mapping[str, Any]]) -> Plugins:
         """Build plugins from `{name: constructor arguments}`."""
         return cls({name: find(name)(**arguments) for name, arguments in options.items()})
 
+    def __getitem__(self, name: str) -> Any:
+        return self._modules[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def keys(self) -> KeysView[str]:
+        return self._modules.keys()
+
+    def values(self) -> ValuesView[Any]:
+        return self._modules.values()
+
+    def items(self) -> ItemsView[str, Any]:
+        return self._modules.items()
+
     @property
     def active(self) -> list[Plugin]:
         """The plugins, in their order."""
-        return list(self.values())  # type: ignore[arg-type]
+        return list(self.values())
 
     @property
     def resumes_from(self) -> str:
@@ -181,49 +266,83 @@ class Plugins(torch.nn.ModuleDict):
 
     def condition(self, dataset: Any) -> Any:
         for plugin in self.active:
-            dataset = plugin.condition(dataset)
+            dataset = _call(plugin, "condition", dataset)
         return dataset
 
     def setup(self, run: Run) -> None:
         for plugin in sorted(self.active, key=lambda plugin: not plugin.rebuilds):
             plugin._seed = run.seed
-            plugin.setup(run)
+            _call(plugin, "setup", run)
         self.to(run.device)
 
     def trainable(self, net: str, name: str) -> bool:
-        return all(plugin.trainable(net, name) for plugin in self.active)
+        return all(_call(plugin, "trainable", net, name) for plugin in self.active)
 
     def synthesis(self, z: Tensor) -> dict[str, Any]:
-        return {key: x for plugin in self.active for key, x in plugin.synthesis(z).items()}
+        parts = (_call(plugin, "synthesis", z) for plugin in self.active)
+        return {key: x for part in parts for key, x in part.items()}
 
     def real_images(self, img: Tensor, c: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         for plugin in self.active:
-            img, c = plugin.real_images(img, c, step)
+            img, c = _call(plugin, "real_images", img, c, step)
         return img, c
 
     def augment(self, img: Tensor, step: Step) -> Tensor:
         for plugin in self.active:
-            img = plugin.augment(img, step)
+            img = _call(plugin, "augment", img, step)
         return img
 
     @torch.no_grad()
     def observe(self, step: Step) -> None:
+        if self.active:
+            step = step.detached()
         for plugin in self.active:
-            plugin.observe(step)
+            _call(plugin, "observe", step)
 
     def penalty(self, step: Step) -> Tensor | None:
-        terms = [plugin.penalty(step) for plugin in self.active]
+        terms = [_penalty(plugin, step) for plugin in self.active]
         given = [term for term in terms if term is not None]
         return torch.stack(given).sum() if given else None
 
     @torch.no_grad()
-    def after_step(self, step: Step) -> None:
+    def before_step(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
         for plugin in self.active:
-            plugin.after_step(step)
+            _call(plugin, "before_step", net, params)
+
+    @torch.no_grad()
+    def after_step(self, cur_nimg: int) -> None:
+        for plugin in self.active:
+            _call(plugin, "after_step", cur_nimg)
 
     def snapshot(self, path: Path) -> None:
         for plugin in self.active:
-            plugin.snapshot(path)
+            _call(plugin, "snapshot", path)
+
+    def status(self) -> dict[str, str]:
+        """Return what the status line shows of the plugins: names of statistics by label."""
+        return {label: key for plugin in self.active for label, key in plugin.status.items()}
+
+    def augment_pipe(self) -> torch.nn.Module | None:
+        """Return what a network pickle carries as its `augment_pipe`."""
+        pipes = (plugin.augment_pipe() for plugin in self.active)
+        return next((pipe for pipe in pipes if pipe is not None), None)
+
+
+def _call(plugin: Plugin, hook: str, *args: Any) -> Any:
+    """Call a hook; what it raises says where it comes from."""
+    try:
+        return getattr(plugin, hook)(*args)
+    except Exception as error:
+        error.add_note(f"in the hook {hook!r} of the plugin {plugin.name or type(plugin)!r}")
+        raise
+
+
+def _penalty(plugin: Plugin, step: Step) -> Tensor | None:
+    term: Tensor | None = _call(plugin, "penalty", step)
+    if term is not None and (not isinstance(term, Tensor) or term.shape != ()):
+        got = list(term.shape) if isinstance(term, Tensor) else type(term).__name__
+        raise TypeError(f"the penalty of the plugin {plugin.name!r} must be a scalar, got {got}")
+    return term
 
 
 def register(name: str) -> Callable[[type[P]], type[P]]:
@@ -241,10 +360,20 @@ def register(name: str) -> Callable[[type[P]], type[P]]:
 def _check(cls: type[Plugin], name: str) -> None:
     if name in _REGISTRY:
         raise TypeError(f"plugin {name!r} is registered twice: {_REGISTRY[name]} and {cls}")
-    public = [key for key, value in vars(cls).items() if key[0] != "_" and callable(value)]
-    unknown = [key for key in public if key not in HOOKS and not hasattr(torch.nn.Module, key)]
-    if unknown:
-        raise TypeError(f"plugin {name!r}: {unknown[0]!r} is no hook; hooks are {', '.join(HOOKS)}")
+    own = {key: value for key, value in vars(cls).items() if inspect.isfunction(value)}
+    for key in sorted(own.keys() - set(vars(Plugin))):
+        if key.startswith("_"):
+            continue
+        if close := difflib.get_close_matches(key, HOOKS, n=1, cutoff=0.65):
+            raise TypeError(f"plugin {name!r}: {key!r} is not a hook; did you mean {close[0]!r}?")
+    for hook in set(HOOKS) & own.keys():
+        want, got = (
+            list(inspect.signature(f).parameters) for f in (getattr(Plugin, hook), own[hook])
+        )
+        if want != got:
+            raise TypeError(
+                f"plugin {name!r}: {hook}({', '.join(got)}) must be {hook}({', '.join(want)})"
+            )
     if all(getattr(cls, hook) is getattr(Plugin, hook) for hook in HOOKS):
         raise TypeError(f"plugin {name!r} overrides no hook; hooks are {', '.join(HOOKS)}")
 
@@ -267,19 +396,66 @@ def find(name: str) -> type[Plugin]:
     return _REGISTRY[name]
 
 
+def companions(network: Path) -> list[Path]:
+    """Return the files that methods keep beside a network pickle, those that exist."""
+    suffixes = (cls.companion for cls in registry().values() if cls.companion)
+    return [path for suffix in suffixes if (path := network.with_suffix(suffix)).is_file()]
+
+
+def rebuilders() -> dict[str, type[Plugin]]:
+    """Return the methods that make other networks, by their key in `init_kwargs`."""
+    return {cls.network_key: cls for cls in registry().values() if cls.network_key}
+
+
+def synthesis_of(G: Any, z: Tensor) -> dict[str, Any]:
+    """Return further arguments of `G.synthesis` for `z`, whichever method has made G."""
+    parts = (cls.synthesis_of(G, z) for cls in rebuilders().values())
+    return {key: value for part in parts for key, value in part.items()}
+
+
 def load_external(place: str) -> type[Plugin]:
-    """Import and register a third party's plugin, given as `package.module:Class`."""
-    module, _, attribute = place.partition(":")
+    """Import and register a third party's plugin.
+
+    Args:
+        place: `package.module:Class`, or `path/to/file.py:Class`.
+
+    Raises:
+        ValueError: There is no such module or class, or it is not a plugin.
+    """
+    module, _, attribute = place.rpartition(":")
     try:
-        cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--plugin={place}: {error}; write it as package.module:Class") from error
+        cls = getattr(_import(module), attribute)
+    except (ImportError, AttributeError, ValueError, OSError) as error:
+        raise ValueError(
+            f"--plugin={place}: {error}; write package.module:Class or path/to/file.py:Class"
+        ) from error
     if not (isinstance(cls, type) and issubclass(cls, Plugin)):
         raise ValueError(f"--plugin={place}: not a subclass of stylegan2_fewshot.Plugin")
     if cls in _REGISTRY.values():
         return cls
     # An inherited name is that of another plugin.
     return register(vars(cls).get("name") or cls.__name__.lower())(cls)
+
+
+def _import(place: str) -> ModuleType:
+    """Import a module by name, or a file by path, each once in a process."""
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    path = Path(place).expanduser().resolve()
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if not path.is_file():
+        raise ImportError("there is no such file")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def seed_of(*parts: int | str) -> int:

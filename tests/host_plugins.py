@@ -22,10 +22,10 @@ class Recorder(Plugin):
         with self.path.open("a") as file:
             file.write(f"{step.phase} {step.cur_nimg} {len(step.img)}\n")
 
-    def after_step(self, step):
-        drawn = torch.rand([], generator=self.rng(step, torch.device("cpu")))
+    def after_step(self, cur_nimg):
+        drawn = torch.rand([], generator=self.rng(cur_nimg, torch.device("cpu")))
         with self.path.open("a") as file:
-            file.write(f"end {step.cur_nimg} {float(drawn)}\n")
+            file.write(f"end {cur_nimg} {float(drawn)}\n")
 
 
 class Widening(Plugin):

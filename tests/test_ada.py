@@ -304,7 +304,7 @@ def train(plugin: ADA, signs: list[float], first: int = 0) -> list[float]:
         logits = torch.where(torch.arange(8) < 4 * (1 + mean), 3.0, -2.0)[:, None]
         plugin.observe(Step("Dreal", 8 * i, logits=logits))
         plugin.observe(Step("Dfake", 8 * i, logits=-torch.ones(8, 1)))  # must not count
-        plugin.after_step(Step("end", 8 * i))
+        plugin.after_step(8 * i)
         trajectory.append(float(plugin.pipe.p))
     return trajectory
 
@@ -377,7 +377,7 @@ def test_fixed_keeps_p():
     plugin = Fixed(p=0.25, augpipe="blit")
     step = Step("Dreal", 0, logits=torch.ones(4, 1))
     plugin.observe(step)
-    plugin.after_step(step)
+    plugin.after_step(0)
     assert float(plugin.pipe.p) == 0.25
     assert list(plugin.pipe.init_kwargs) == ["xflip", "rotate90", "xint"]
     assert not torch.equal(plugin.augment(img := images(16, 3, 8, 8), step), img)

@@ -62,7 +62,7 @@ def test_each_micro_batch_gets_its_own_fakes_and_r1_too():
         for value in [5, 6, 7]:
             img, c = apa.real_images(images(0), labels(0), Step(phase))
             assert img.equal(images(value)) and c.equal(labels(value))
-    apa.after_step(Step("end"))
+    apa.after_step(0)
     generate(apa, 8)
     assert apa.real_images(images(0), labels(0), Step("Dreal"))[0].equal(images(8))
 
@@ -137,7 +137,7 @@ def test_p_follows_its_signal(signal, rises):
     for iteration in range(4):
         judge(apa, [1.0, 2.0, 3.0, 4.0])  # lambda_r = 1
         judge(apa, [-1.0, 1.0, -1.0, 1.0], "Dfake")  # lambda_f = 0
-        apa.after_step(Step("end", cur_nimg=8 * iteration))
+        apa.after_step(8 * iteration)
     assert apa.adaptive.p.item() == pytest.approx(rises * 8 * 4 / 1000)
 
 
@@ -147,7 +147,7 @@ def test_p_moves_every_fourth_iteration_as_published():
     apa, expected = make(kimg=0.4, target=0.6), 0.0
     for iteration, row in enumerate(signs, start=1):
         judge(apa, row.tolist(), cur_nimg=8 * (iteration - 1))
-        apa.after_step(Step("end", cur_nimg=8 * (iteration - 1)))
+        apa.after_step(8 * (iteration - 1))
         if iteration % 4 == 0:
             mean = signs[iteration - 4 : iteration].mean()
             expected += np.sign(mean - 0.6) * 8 * 4 / 400
@@ -160,7 +160,7 @@ def test_p_stays_within_its_bounds():
     apa = make(kimg=0.032, max_=0.7)
     for iteration in range(16):
         judge(apa, [1.0] * SIZE)
-        apa.after_step(Step("end", cur_nimg=8 * iteration))
+        apa.after_step(8 * iteration)
     assert apa.adaptive.p.item() == pytest.approx(0.7)
 
 
@@ -168,7 +168,7 @@ def test_state_round_trips_in_the_middle_of_an_interval():
     def train(apa, iterations):
         for iteration in iterations:
             judge(apa, [1.0] * SIZE if iteration < 3 else [-1.0] * SIZE)
-            apa.after_step(Step("end", cur_nimg=8 * iteration))
+            apa.after_step(8 * iteration)
         return apa
 
     whole, first, second = (make(kimg=1, target=0.4) for _ in range(3))
@@ -184,7 +184,7 @@ def test_state_is_that_of_all_ranks_after_every_iteration(monkeypatch):
     for iteration in range(3):
         judge(apa, [1.0, 1.0, 1.0, -1.0])
         judge(apa, [-1.0], "Dfake")
-        apa.after_step(Step("end", cur_nimg=8 * iteration))
+        apa.after_step(8 * iteration)
     assert apa.state_dict()["sums"].tolist() == [[12.0, 24.0], [-6.0, 6.0]]
 
 
@@ -192,7 +192,7 @@ def test_state_is_that_of_all_ranks_after_every_iteration(monkeypatch):
 def test_speed_depends_on_resume(resumed, kimg):
     apa = make(resumed=resumed)
     judge(apa, [1.0])
-    apa.after_step(Step("end", cur_nimg=24))
+    apa.after_step(24)
     assert apa.adaptive.p.item() == pytest.approx(8 * 4 / (kimg * 1000))
 
 
@@ -203,7 +203,7 @@ def test_signal_on_real_leaves_out_what_was_replaced(signal_on, expected):
     img, _ = apa.real_images(images(0, 2000), labels(0, 2000), Step("Dreal"))
     replaced = img[:, 0, 0, 0] == 5
     apa.observe(Step("Dreal", logits=torch.where(replaced, 1.0, -1.0).view(-1, 1)))
-    apa.after_step(Step("end"))
+    apa.after_step(0)
     assert overfitting("lambda_r", apa.sums).item() == pytest.approx(expected, abs=0.1)
     assert (apa.sums[0, 1] == 2000) == (signal_on == "mixed")
 
@@ -217,7 +217,7 @@ def _on_a_rank(place, logits):
     _, c = apa.real_images(images(0, 64), labels(0, 64), Step("Dreal"))
     for iteration in range(4):
         judge(apa, logits[rank])
-        apa.after_step(Step("end", cur_nimg=8 * iteration))
+        apa.after_step(8 * iteration)
     torch.save((apa.adaptive.p, c), place / f"{rank}.pt")
     distributed.shutdown()
 

@@ -64,8 +64,17 @@ def status_line(
     tick: int,
     kimg: float,
     total_kimg: float,
+    shown: Mapping[str, str] | None = None,
 ) -> str:
-    """Return one line on the state of training; times and memory come from the statistics."""
+    """Return one line on the state of training; times and memory come from the statistics.
+
+    Args:
+        moments: Statistics of the tick by name.
+        tick: Number of the tick.
+        kimg: Thousands of images shown so far.
+        total_kimg: How many there will have been.
+        shown: Further statistics to show, by label.
+    """
     sec_per_kimg = moments["Timing/sec_per_kimg"].mean
     left = max(total_kimg - kimg, 0) * sec_per_kimg
     parts = [
@@ -76,16 +85,13 @@ def status_line(
         f"maintenance {moments['Timing/maintenance_sec'].mean:<5.1f}",
         f"mem {moments['Resources/peak_gb'].mean:.2f} GiB",
     ]
-    shown = {
+    labels = {
         "real": "Loss/scores/real",
         "fake": "Loss/scores/fake",
         "sign": "Loss/signs/real",
-        "ada_p": "Augment/ada_p",
-        "apa_p": "Augment/apa_p",
-        "apa_signal": "APA/signal",
-        "ewc/adv": "EWC/ratio",
+        **(shown or {}),
     }
-    parts += [f"{label} {moments[key].mean:.3f}" for label, key in shown.items() if key in moments]
+    parts += [f"{label} {moments[key].mean:.3f}" for label, key in labels.items() if key in moments]
     return "  ".join(parts)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import metrics
-from stylegan2_fewshot import Plugins, Run, Step, distributed, stats
+from stylegan2_fewshot import Plugins, Run, distributed, stats
 from stylegan2_fewshot.files import replacing, write_text
 from stylegan2_fewshot.loss import StyleGAN2Loss
 from stylegan2_fewshot.plugin import seed_of
@@ -53,7 +53,7 @@ class State:
     cur_nimg: int = 0
     best: dict[str, Any] | None = None
     snapshots_since_best: int = 0
-    trained: dict[str, list[nn.Parameter]] = field(default_factory=dict)
+    trained: dict[str, dict[str, nn.Parameter]] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Any]:
         """Return the content of a checkpoint; every rank has to call this."""
@@ -136,16 +136,18 @@ def construct(
     for name, net in (("G", G), ("D", D)):
         net.requires_grad_(False)
         named = net.named_parameters()
-        trained[name] = [param for key, param in named if plugins.trainable(name, key)]
+        trained[name] = {key: param for key, param in named if plugins.trainable(name, key)}
         if not trained[name]:
             raise ValueError(f"no parameter of {name} is left to train; freeze fewer layers")
         interval = options[f"{name}_reg_interval"]
-        optimizers[name] = _optimizer(trained[name], options[f"{name}_opt"], interval)
+        optimizers[name] = _optimizer(
+            list(trained[name].values()), options[f"{name}_opt"], interval
+        )
     return State(G, D, G_ema, optimizers, plugins, loss, dataset, trained=trained), path
 
 
 def _optimizer(
-    params: list[nn.Parameter], kwargs: Mapping[str, Any], interval: int
+    params: Iterable[nn.Parameter], kwargs: Mapping[str, Any], interval: int
 ) -> torch.optim.Optimizer:
     """Return Adam, corrected for the extra steps of lazy regularisation.
 
@@ -241,12 +243,13 @@ class _Run:
         for phase, gain in _phases(options, index):
             self._run_phase(phase, gain, real, real_c)
         self._update_ema()
-        state.plugins.after_step(Step("end", state.cur_nimg))
+        state.plugins.after_step(state.cur_nimg)
         state.cur_nimg += options["batch_size"]
 
     def _run_phase(self, phase: str, gain: float, real: Tensor, real_c: Tensor) -> None:
         state, size = self.state, self.options["batch_gpu"]
-        params, opt = state.trained[phase[0]], state.optimizers[phase[0]]
+        named, opt = state.trained[phase[0]], state.optimizers[phase[0]]
+        params = list(named.values())
         z = torch.randn(len(real), state.G.z_dim, device=self.device)
         picks = torch.randint(len(self.dataset), [len(real)])
         gen_c = _labels(self.dataset, picks.tolist()).to(self.device)
@@ -263,6 +266,7 @@ class _Run:
         for param in params:
             if param.grad is not None:
                 torch.nan_to_num(param.grad, nan=0, posinf=1e5, neginf=-1e5, out=param.grad)
+        state.plugins.before_step(phase[0], named)
         opt.step()
 
     @torch.no_grad()
@@ -284,7 +288,11 @@ class _Run:
         moments = stats.collect()
         kimg = state.cur_nimg / 1000
         total = self.options["total_kimg"]
-        self.log.say(run_log.status_line(moments, tick=tick, kimg=kimg, total_kimg=total))
+        self.log.say(
+            run_log.status_line(
+                moments, tick=tick, kimg=kimg, total_kimg=total, shown=state.plugins.status()
+            )
+        )
         self.log.record(moments, state.cur_nimg)
         ended = False
         if done or tick % self.options["snapshot_ticks"] == 0:
@@ -329,13 +337,12 @@ class _Run:
     def _save_network(self) -> Path:
         path = self.run_dir / f"network-snapshot-{self.state.cur_nimg // 1000:06d}.pkl"
         if distributed.rank() == 0:
-            pipes = [getattr(plugin, "pipe", None) for plugin in self.state.plugins.values()]
             pickles.save(
                 path,
                 G=self.state.G,
                 D=self.state.D,
                 G_ema=self.state.G_ema,
-                augment_pipe=next((pipe for pipe in pipes if pipe is not None), None),
+                augment_pipe=self.state.plugins.augment_pipe(),
                 training_set_kwargs=dict(self.options["dataset"]),
             )
             self.state.plugins.snapshot(path)

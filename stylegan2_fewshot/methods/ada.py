@@ -54,6 +54,7 @@ class ADA(Plugin):
     augmentation = True
     option_names: ClassVar = {"target": "target", "augpipe": "augpipe"}
     neutral: ClassVar = {"max_": 0.0}
+    status: ClassVar = {"ada_p": "Augment/ada_p"}
 
     def __init__(
         self,
@@ -76,10 +77,13 @@ class ADA(Plugin):
         return augmented
 
     def observe(self, step: Step) -> None:
-        if step.phase in ("Dreal", "Dr1") and step.logits is not None:
+        if step.is_real and step.logits is not None:
             self.probability.observe(step.logits.sign())
 
-    def after_step(self, step: Step) -> None:
-        self.probability.update(step)
+    def after_step(self, cur_nimg: int) -> None:
+        self.probability.update(cur_nimg)
         self.pipe.p.copy_(self.probability.p)
         stats.report("Augment/ada_p", self.pipe.p)
+
+    def augment_pipe(self) -> torch.nn.Module:
+        return self.pipe

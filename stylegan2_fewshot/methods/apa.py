@@ -53,6 +53,7 @@ class APA(Plugin):
     """
 
     augmentation = True
+    status: ClassVar = {"apa_p": "Augment/apa_p", "apa_signal": "APA/signal"}
     neutral: ClassVar = {"max_": 0.0}
     sums: Tensor
     batch: Tensor
@@ -113,17 +114,17 @@ class APA(Plugin):
             assert step.logits is not None
             self._count(step.logits, fake=step.phase == "Dfake")
 
-    def after_step(self, step: Step) -> None:
+    def after_step(self, cur_nimg: int) -> None:
         self._fakes.clear()
         self._passes.clear()
         self.sums += distributed.sum_(self.batch)
         self.batch.zero_()
-        if self.adaptive.moves_after(step):
+        if self.adaptive.moves_after(cur_nimg):
             signal = overfitting(self.signal, self.sums)
             self.adaptive.observe(signal)
             self.sums.zero_()
             stats.report("APA/signal", signal)
-        self.adaptive.update(step)
+        self.adaptive.update(cur_nimg)
         stats.report("Augment/apa_p", self.adaptive.p)
 
     def _draw(self, img: Tensor, step: Step) -> Tensor:

@@ -67,6 +67,7 @@ class EWC(Plugin):
 
     neutral: ClassVar = {"lambda_": 0.0}
     resumes_from: ClassVar = "G_ema"
+    status: ClassVar = {"ewc/adv": "EWC/ratio"}
 
     def __init__(
         self,

@@ -38,3 +38,6 @@ class Fixed(Plugin):
     def augment(self, img: Tensor, step: Step) -> Tensor:
         augmented: Tensor = self.pipe(img, generator=self.rng(step, torch.device("cpu")))
         return augmented
+
+    def augment_pipe(self) -> torch.nn.Module:
+        return self.pipe

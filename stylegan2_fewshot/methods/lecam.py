@@ -75,7 +75,7 @@ class LeCam(Plugin):
         stats.report("LeCam/penalty", term)
         return self.lambda_ * term
 
-    def after_step(self, step: Step) -> None:
+    def after_step(self, cur_nimg: int) -> None:
         total = distributed.sum_(self.sums)
         batch = total[:, 0] / total[:, 1].clamp(min=1)
         self.means.lerp_(batch, 1 - self.decay * self.started)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ...plugin import Plugin, Run, register
-from .filters import banks_of, candidates, held, install
+from .filters import KEY, banks_of, candidates, held, install
 
 
 def choose_layers(patterns: str, names: list[str]) -> list[str]:
@@ -45,6 +45,7 @@ class Bank(Plugin):
 
     neutral: ClassVar = {"size": 1}
     rebuilds = True
+    network_key = KEY
 
     def __init__(self, *, size: int = 1, layers: str = "", jitter: float = 0.1) -> None:
         super().__init__()
@@ -54,6 +55,14 @@ class Bank(Plugin):
             raise ValueError(f"--bank-jitter must not be negative, got {jitter}")
         self.size, self.layers, self.jitter = size, layers, jitter
         self._G: list[Any] = []  # in a list, or else G would be a part of this module
+
+    @classmethod
+    def synthesis_of(cls, G: Any, z: Tensor) -> dict[str, Any]:
+        return held(G, z)
+
+    @classmethod
+    def rebuild(cls, net: Any, **arguments: Any) -> None:
+        install(net, **arguments)
 
     def setup(self, run: Run) -> None:
         self._G = [run.G]

@@ -26,6 +26,7 @@ class Prior(Plugin):
     """
 
     neutral: ClassVar = {"prior": None}
+    companion = ".prior.npz"
 
     def __init__(self, *, prior: str | None = None) -> None:
         super().__init__()
