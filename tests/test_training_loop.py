@@ -302,7 +302,7 @@ def all_plugins(G, D, source):
     """Return plugins of every kind, in the middle of a training."""
     ewc = {"lambda_": 1.0, "fisher": str(source / "F.npz")}
     plugins = Plugins.create(
-        {"apa": {}, "ada": {}, "fixed": {"p": 0.3}, "diffaugment": {}, "lecam": {"lambda_": 1.0}}
+        {"apa": {}, "ada": {}, "diffaugment": {}, "lecam": {"lambda_": 1.0}}
         | {"freezed": {"freezed": 1}, "bank": {"size": 3}, "ewc": ewc}
     )
     plugins.setup(
