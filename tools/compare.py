@@ -11,10 +11,12 @@ import click
 from metrics.results import is_better, read, value
 from stylegan2_fewshot.files import replacing
 
+from .command import command
+
 Runs = dict[str, dict[str, list[dict[str, Any]]]]  # run -> metric -> results by kimg
 
 
-@click.command(context_settings={"max_content_width": 100})
+@command()
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--plot",

@@ -10,11 +10,12 @@ from metrics import Trust, detectors, trust
 from metrics.features import Reals, extract
 from stylegan2_fewshot import distributed
 from stylegan2_fewshot.methods.prior.instances import Instances, digest, save, unit
-from stylegan2_fewshot.options import Command
 from training.dataset import ImageDataset
 
+from .command import command
 
-@click.command(cls=Command)
+
+@command()
 @click.argument("data", type=click.Path(exists=True))
 @click.option(
     "--backbone",
@@ -23,7 +24,7 @@ from training.dataset import ImageDataset
     help="vgg16, mobilenetv2, resnet50-ssl, or the path of a TorchScript file, which is a program.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File .npz to write.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where.")
 @trust.options
 def main(
     data: str,
