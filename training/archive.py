@@ -64,7 +64,12 @@ class Folder:
             if small:
                 yield f"{size} {zlib.crc32(self.read(number)):08x}"
             else:
-                yield f"{size} {os.stat(self._path / self.names[number]).st_mtime_ns}"
+                yield self.stamp(number)
+
+    def stamp(self, number: int) -> str:
+        """Return size and time of a file."""
+        found = os.stat(self._path / self.names[number])
+        return f"{found.st_size} {found.st_mtime_ns}"
 
 
 class Zip:
@@ -124,9 +129,13 @@ class Zip:
         return data
 
     def stamps(self, numbers: Sequence[int]) -> Iterator[str]:
-        """Yield what tells whether each file changed: size and CRC, without reading it."""
-        for entry in self._entries[list(numbers)]:
-            yield f"{entry['size']} {entry['crc']:08x}"
+        """Return what tells whether each file changed, without reading it."""
+        return map(self.stamp, numbers)
+
+    def stamp(self, number: int) -> str:
+        """Return size and CRC of a file."""
+        entry = self._entries[number]
+        return f"{entry['size']} {entry['crc']:08x}"
 
     def _start(self, number: int) -> int:
         place = int(self._entries[number]["place"])
