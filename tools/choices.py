@@ -154,6 +154,10 @@ class Drawing:
         return cls(**{f.name: options.pop(f.name) for f in fields(cls) if f.name in options})
 
 
+network_option = click.option(
+    "--network", required=True, help="Network: path, URL, short name, or a run's directory."
+)
+
 _OPTIONS = {
     "trunc": click.option(
         "--trunc", type=NUMBER, default=1.0, show_default=True, help="Truncation psi."

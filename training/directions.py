@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def sefa(G: Any, layers: range | None = None) -> Tensor:
+def sefa(G: Any, layers: Sequence[int] | None = None) -> Tensor:
     """Return directions `[w_dim, w_dim]` as rows of length 1, the strongest first.
 
     Shen & Zhou, CVPR 2021 (arXiv 2007.06600), Eq. 7: eigenvectors of A^T A, where A stacks the

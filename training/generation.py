@@ -15,11 +15,12 @@ from torch import Tensor
 
 from metrics.trust import Trust
 from stylegan2_fewshot import distributed, stamped
+from stylegan2_fewshot.files import sha256_of
 from stylegan2_fewshot.methods.bank import filters
 from stylegan2_fewshot.ops import select
 from stylegan2_fewshot.plugin import seed_of
 
-from . import conditions, pickles
+from . import conditions, pickles, sources
 from .pickles import NetworkPickle
 
 STRIP = 8  # images from one condition of --prior-mix to the other
@@ -79,6 +80,7 @@ class Subject:
         nets: Everything the file holds.
         G: The averaged generator, on the device.
         path: The network's file, or its URL or short name.
+        route: What makes the synthesis take the chosen route; None if it follows from z.
     """
 
     def __init__(
@@ -104,8 +106,8 @@ class Subject:
                 "truncation_psi must be 1 for a network without a mean of w (w_avg_beta None), "
                 f"got --trunc={self.psi:g}"
             )
-        self._route = _chosen_route(self.G, drawing.route)
-        self._shift = self._directions(drawing.direction)
+        self.route = _chosen_route(self.G, drawing.route)
+        self._shift = self._directions(drawing.direction, say)
         self._labels = self._conditions(say)
 
     def z(self, seed: int) -> Tensor:
@@ -123,13 +125,13 @@ class Subject:
         c = self.labels(seed)
         z = self.z(seed).expand(len(c), -1)
         ws = self.G.mapping(z, c, truncation_psi=self.psi if psi is None else psi)
-        synthesis = self._route if self._route is not None else filters.held(self.G, z)
+        synthesis = self.route if self.route is not None else filters.held(self.G, z)
         return Latents(ws + self._shift, synthesis, seed)
 
     def projected(self, path: str, option: str = "--projected-w") -> list[Latents]:
         """Return latents out of an .npz file, the array `w` `[N, num_ws, w_dim]`."""
         ws = _load_ws(self.G, path, option).to(self.device)
-        return [Latents(w + self._shift, self._route or {}) for w in ws.split(1)]
+        return [Latents(w + self._shift, self.route or {}) for w in ws.split(1)]
 
     @torch.no_grad()
     def images(self, latents: Latents) -> Tensor:
@@ -184,7 +186,7 @@ class Subject:
         c = torch.tensor([[float(number == index) for number in range(c_dim)]])
         return lambda seed: c
 
-    def _directions(self, texts: Sequence[str]) -> Tensor:
+    def _directions(self, texts: Sequence[str], say: Callable[[str], None]) -> Tensor:
         """Return what all given directions add to latents, `[num_ws, w_dim]`."""
         shift = torch.zeros(self.G.num_ws, self.G.w_dim)
         for text in texts:
@@ -192,6 +194,11 @@ class Subject:
             if not match:
                 raise ValueError(f"--direction={text}: write FILE:3=2.5")
             found = Directions.read(Path(match[1]).expanduser())
+            if found.network != sha256_of(sources.fetch(self.path)):
+                say(
+                    f"--direction={text}: the directions are of another network; they still work "
+                    "if one was trained from the other"
+                )
             shift += found.shift(int(match[2]), _number(text, match[3]), self.G)
         return shift.to(self.device)
 

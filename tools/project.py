@@ -1,0 +1,331 @@
+"""Finds the latents of photos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .choices import Drawing, drawing_options, network_option
+from .command import UserPath, command
+from .output import Output, progress
+
+LPIPS = "lpips-vgg16"
+VIDEO_FPS = 10
+KIND = "projection"
+
+
+@dataclass(frozen=True)
+class Target:
+    """An image to find, as uint8 `[C, R, R]`, its condition `[1, c_dim]`, and its file."""
+
+    path: Path
+    pixels: Any
+    c: Any
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+@command()
+@click.argument("images", nargs=-1, type=UserPath(path_type=Path))
+@click.option(
+    "--target", "targets", multiple=True, type=UserPath(path_type=Path), help="Also an image."
+)
+@network_option
+@click.option(
+    "--space",
+    type=click.Choice(["w", "w+"]),
+    default="w",
+    show_default=True,
+    help="One vector for all layers, or one for each: nearer to the image, harder to edit.",
+)
+@click.option(
+    "--num-steps",
+    "--steps",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Steps of the search.",
+)
+@click.option(
+    "--noise",
+    type=click.Choice(["free", "own"]),
+    help="Let noise maps follow the image during the search, as the original does, or keep the "
+    "network's own.  [default: free in w, own in w+]",
+)
+@click.option("--seed", type=int, default=303, show_default=True, help="Seed of the search.")
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Images searched for at a time; the result does not depend on it but for rounding.",
+)
+@click.option(
+    "--tune-g",
+    is_flag=True,
+    help="Then tune G so that it makes the images at the latents found, as OUTDIR/tuned.pkl.",
+)
+@click.option(
+    "--tune-steps",
+    type=click.IntRange(min=1),
+    default=350,
+    show_default=True,
+    help="Steps of the tuning.",
+)
+@click.option(
+    "--save-video", type=bool, default=False, show_default=True, help="Also write NAME.mp4."
+)
+@drawing_options("class_idx", "backbone", "route")
+@click.option("--outdir", type=UserPath(file_okay=False, path_type=Path), required=True)
+def main(
+    images: tuple[Path, ...],
+    targets: tuple[Path, ...],
+    network: str,
+    outdir: Path,
+    save_video: bool,
+    tune_g: bool,
+    tune_steps: int,
+    batch: int,
+    **options: Any,
+) -> None:
+    """Find the latents w whose images look like photos, as NAME.npz for generate.py --projected-w.
+
+    This was projector.py: Karras et al., CVPR 2020 (arXiv 1912.04958), appendix D. The same command
+    skips images that are done. NAME.png shows target and projection. Photos have to be square;
+    python -m tools.prepare makes them so. --tune-g is pivotal tuning: Roich et al., TOG 2022.
+    """
+    if not (paths := [*images, *targets]):
+        raise ValueError("give at least one image")
+    names = [path.stem for path in paths]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"{min(twice)}: two images of one name; rename one")
+    if save_video:
+        from . import video
+
+        video.check(Path("x.mp4"))
+    drawing = Drawing.take(options)
+    subject = _Opened(network, drawing)
+    found = [subject.target(path) for path in paths]
+    settings = _settings(options)
+    ws: dict[str, Any] = {}
+    with Output(outdir) as output:
+        todo = [t for t in found if not subject.is_done(outdir, t, settings, ws)]
+        for index in range(0, len(todo), batch):
+            part = todo[index : index + batch]
+            ws |= _search(subject, part, settings, output, save_video, last=len(todo) - index)
+        if tune_g:
+            _tune(subject, found, [ws[t.name] for t in found], tune_steps, output)
+
+
+def _settings(options: dict[str, Any]) -> Any:
+    from training.projection import Settings
+
+    noise = options["noise"] or ("free" if options["space"] == "w" else "own")
+    chosen = dict(space=options["space"], steps=options["num_steps"], seed=options["seed"])
+    return Settings(**chosen, free_noise=noise == "free")
+
+
+class _Opened:
+    """A network, and LPIPS, ready to search."""
+
+    def __init__(self, network: str, drawing: Drawing) -> None:
+        from metrics import detectors
+        from stylegan2_fewshot.files import sha256_of
+        from training import conditions, generation, sources
+
+        path = generation.newest_network(network)
+        self.kept = conditions.beside(path)
+        self.drawing = drawing
+        self.network = network
+        self.plain = None if self.kept else self._subject(None)
+        self.subject = self.plain
+        self.hash = sha256_of(sources.fetch(path))
+        self._lpips = detectors.load(LPIPS)
+
+    def _subject(self, image: Path | None) -> Any:
+        from training import generation
+
+        drawing = replace(self.drawing, prior_image=str(image) if image else None)
+        return generation.Subject(
+            self.network, drawing, say=lambda text: click.echo(text, err=True)
+        )
+
+    @property
+    def G(self) -> Any:
+        return self.subject.G
+
+    @property
+    def embed(self) -> Any:
+        return self._lpips.network
+
+    @property
+    def synthesis(self) -> dict[str, Any]:
+        return self.subject.route or {}
+
+    def target(self, path: Path) -> Target:
+        """Read an image, and what the network is conditioned on for it."""
+        if self.kept:  # the condition is what a backbone sees in the image
+            self.subject = self._subject(path)
+        pixels = _pixels(path, self.G.img_resolution, self.G.img_channels)
+        return Target(path, pixels, self.subject.labels(0)[:1])
+
+    def meta(self, target: Target, settings: Any) -> dict[str, Any]:
+        import hashlib
+
+        pixels = hashlib.sha256(target.pixels.numpy().tobytes()).hexdigest()
+        chosen = {"class": self.drawing.class_idx, "route": self.drawing.route}
+        return {"network": self.hash, "image": pixels, **vars(settings), **chosen}
+
+    def is_done(self, outdir: Path, target: Target, settings: Any, ws: dict[str, Any]) -> bool:
+        """Return whether the same search was done before; its latents go to `ws` then."""
+        from stylegan2_fewshot import stamped
+
+        path = outdir / f"{target.name}.npz"
+        if not path.is_file():
+            return False
+        try:
+            tensors, meta = stamped.read(path, KIND, "")
+        except ValueError:
+            return False
+        wanted = self.meta(target, settings)
+        if any(meta.get(key) != value for key, value in wanted.items()):
+            return False
+        ws[target.name] = tensors["w"]
+        click.echo(f"{path}: done before")
+        return True
+
+
+def _pixels(path: Path, resolution: int, channels: int) -> Any:
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from training import images
+
+    with images.opened(path, path) as opened:
+        image = images.upright(opened).convert("RGBA")
+    if image.width != image.height:
+        raise ValueError(
+            f"{path}: is {image.width}x{image.height}, not square; cut it out first, with: "
+            f"python -m tools.prepare FOLDER OUT.zip --size={resolution}"
+        )
+    if channels != 4:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+    image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    array = np.array(image).reshape(resolution, resolution, channels)
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def _search(
+    opened: _Opened, part: Sequence[Target], settings: Any, output: Output, video: bool, last: int
+) -> dict[str, Any]:
+    """Search for a batch of images, and write what was found."""
+    import torch
+
+    from stylegan2_fewshot import stamped
+    from training.projection import Projection
+
+    targets, c = torch.stack([t.pixels for t in part]), torch.cat([t.c for t in part])
+    search = Projection(opened.G, targets, c, opened.embed, settings, opened.synthesis)
+    each = search.sec_per_step() * settings.steps / len(part)
+    click.echo(f"{last} images to go, about {each:.0f} s each on {opened.subject.device}", err=True)
+    first, way = _distances(opened, search), []
+    bar = progress(search.run(), total=settings.steps, desc="steps", unit="step")
+    for distance in bar:
+        if hasattr(bar, "set_postfix"):
+            bar.set_postfix(lpips=f"{float(distance.mean()):.3f}", refresh=False)
+        if video:
+            way.append(search.latents().cpu())
+    final, ws = _distances(opened, search), search.latents().cpu()
+    with torch.no_grad():
+        made = opened.G.synthesis(ws.to(opened.subject.device), **_const(opened))
+    for index, target in enumerate(part):
+        name = target.name
+        _write_sheet(output, target, made[index : index + 1], float(final[index]))
+        if video:
+            _write_video(opened, output, target, [w[index : index + 1] for w in way])
+        path = output.place / f"{name}.npz"  # last: it says that the image is done
+        stamped.write(path, {"w": ws[index : index + 1]}, opened.meta(target, settings))
+        output.count += 1
+        click.echo(f"{name}: LPIPS {first[index]:.4f} at the start, {final[index]:.4f} at the end")
+    return {target.name: ws[index : index + 1] for index, target in enumerate(part)}
+
+
+def _const(opened: _Opened) -> dict[str, Any]:
+    return {"noise_mode": "const", **opened.synthesis}
+
+
+def _distances(opened: _Opened, search: Any) -> Any:
+    """Return LPIPS of the images with the network's own noise, as generate.py will make them."""
+    import torch
+
+    from training.projection import distances
+
+    with torch.no_grad():
+        images = opened.G.synthesis(search.latents(), **_const(opened))
+        return distances(opened.embed, images, search.wanted)
+
+
+def _write_sheet(output: Output, target: Target, image: Any, lpips: float) -> None:
+    import torch
+
+    from training import grids
+
+    wanted = target.pixels[None].float() / 127.5 - 1
+    row = torch.cat([wanted, image.cpu()])
+    output.picture(f"{target.name}.png", grids.labelled_rows([(f"LPIPS {lpips:.3f}", row)]))
+
+
+def _write_video(opened: _Opened, output: Output, target: Target, way: list[Any]) -> None:
+    from . import video
+
+    video.save(output.place / f"{target.name}.mp4", _way(opened, target, way), VIDEO_FPS)
+    output.count += 1
+
+
+def _way(opened: _Opened, target: Target, way: list[Any]) -> Iterator[Any]:
+    import torch
+
+    from training import grids
+
+    wanted = target.pixels[None].float() / 127.5 - 1
+    for w in way:
+        with torch.no_grad():
+            image = opened.G.synthesis(w.to(opened.subject.device), **_const(opened))
+        yield grids.grid(torch.cat([wanted, image.cpu()]), columns=2)
+
+
+def _tune(
+    opened: _Opened, found: Sequence[Target], ws: Sequence[Any], steps: int, output: Output
+) -> None:
+    """Tune G around all projections, and write it as an ordinary network pickle."""
+    import torch
+
+    from training import pickles
+    from training.projection import tuned
+
+    bar = progress(range(steps), total=steps, desc="tuning", unit="step")
+    ticks = iter(bar)
+    G = tuned(
+        opened.G,
+        torch.cat(list(ws)),
+        torch.stack([t.pixels for t in found]),
+        opened.embed,
+        steps=steps,
+        synthesis=opened.synthesis,
+        on_step=lambda loss: next(ticks, None) and None,
+    ).cpu()
+    nets = replace(opened.subject.nets, G=G, G_ema=G)
+    pickles.save(output.place / "tuned.pkl", **vars(nets))
+    output.count += 1
+
+
+if __name__ == "__main__":
+    main()
