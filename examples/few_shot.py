@@ -32,7 +32,7 @@ from training.dataset import ImageDataset
 
 SOURCE = Path("examples/toon-heads-32.pkl")
 TARGETS = ("lorelei", "personas")
-P_KIMG = 0.5  # thousands of images in which p can go from 0 to 1: a run is short
+P_KIMG = 0.4  # thousands of images in which p can go from 0 to 1: a run is short
 METHODS = {
     "fine-tuning": "--aug=noaug",
     "EWC": "--aug=noaug {ewc}",
@@ -78,7 +78,7 @@ def trial(method: str, options: str, seed: int, settings: Mapping[str, Any]) -> 
     shared = (
         f"--data={ten(target, seed)} --metricdata={heldout(target)} --resume={SOURCE} --mirror=1 "
         f"--batch=4 --gamma={settings['gamma']:g} --pl-weight=0 --ema-kimg=2 --kimg={kimg} "
-        f"--tick={kimg / snaps / 4:g} --snap=4 --metrics={','.join(METRICS)}"
+        f"--tick={kimg / snaps / 16:g} --snap=16 --metrics={','.join(METRICS)}"
     )
     return Trial(method, f"{shared} {own}", seed, target)
 
@@ -284,9 +284,9 @@ def enlarged(rows: Iterable[tuple[str, torch.Tensor]], size: int = 64) -> list[A
 SETTINGS = {
     "target": "lorelei",
     "kimg": 8,
-    "snapshots": 2,
-    "gamma": 0.5,
-    "ewc": "--ewc-lambda=500",
+    "snapshots": 1,
+    "gamma": 0.2,
+    "ewc": "--ewc-lambda=30 --ewc-samples=500",
 }
 EXPERIMENT = Experiment(
     "few-shot",

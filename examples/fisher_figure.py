@@ -112,7 +112,7 @@ def fisher(G: nn.Module, D: nn.Module, seed: int) -> Layers:
 
 def change(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Layers:
     """Return by layer the root mean square of the change over that of the weights."""
-    return {k: float((after[k] - w).norm() / w.norm()) for k, w in before.items()}
+    return {k: float((after[k].detach() - w).norm() / w.norm()) for k, w in before.items()}
 
 
 def dcgan(seed: int, size: int, width: int, steps: tuple[int, int], target: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from training.widening import widened
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
-SOURCES = ["tests/golden/d_orig.pkl", "examples/noto-portraits-64.pkl"]
+SOURCES = ["tests/golden/d_orig.pkl", "examples/toon-heads-32.pkl"]
 DIM = 6
 
 
