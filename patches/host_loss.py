@@ -61,6 +61,10 @@ class HostLoss(StyleGAN2Loss):
                     f"{name}: this method rewrites gradients between the passes and the step of "
                     "the optimizer, where a checkout's loop lets nobody in; use our own train.py"
                 )
+            if plugin.rehearsal:
+                raise ValueError(
+                    f"{name}: a rehearsal is not possible in a checkout; use our own train.py"
+                )
         nets = {"G": run.G, "D": run.D}
         before = _parts(nets)
         self.plugins.setup(run)

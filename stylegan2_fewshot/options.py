@@ -157,7 +157,8 @@ def augmentations(text: str) -> list[str]:
 def _switched_by(option: Option) -> bool:
     """Return whether giving `option` switches its plugin on."""
     cls = find(option.plugin)
-    return not cls.augmentation and option == options_of(cls)[0]
+    first = options_of(cls)[0].parameter
+    return not cls.augmentation and option.parameter in (first, *cls.switches)
 
 
 def _receivers(

@@ -1,4 +1,4 @@
-"""The plugin protocol: eleven hooks, the registry, and the container that loss and loop hold."""
+"""The plugin protocol: twelve hooks, the registry, and the container that loss and loop hold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from . import distributed
+from . import distributed, stats
 
 HOOKS = (
     "condition",
@@ -30,6 +30,7 @@ HOOKS = (
     "penalty",
     "before_step",
     "after_step",
+    "rehearsed",
     "snapshot",
 )
 Phase = Literal["Gmain", "Gpl", "Dfake", "Dreal", "Dr1"]
@@ -114,11 +115,13 @@ class Plugin(torch.nn.Module):
     augmentation: ClassVar[bool] = False  # switched on by --aug, not by the first option
     option_names: ClassVar[Mapping[str, str]] = {}  # parameter -> option where not --NAME-PARAMETER
     neutral: ClassVar[Mapping[str, Any]] = {}  # settings that leave training as it is
+    switches: ClassVar[tuple[str, ...]] = ()  # parameters that switch it on, besides the first
     rebuilds: ClassVar[bool] = False  # its setup changes the networks, so it comes first
     resumes_from: ClassVar[str] = "G"  # generator of --resume that G starts as by default
     status: ClassVar[Mapping[str, str]] = {}  # label in the status line -> name of a statistic
     companion: ClassVar[str] = ""  # suffix of the file that `snapshot` writes beside a pickle
     network_key: ClassVar[str] = ""  # of `init_kwargs`, where it makes other networks: `rebuild`
+    rehearsal: int = 0  # iterations that it wants to see before training, which are taken back
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,6 +205,14 @@ class Plugin(torch.nn.Module):
 
         Args:
             cur_nimg: Real images shown to D before this iteration.
+        """
+
+    def rehearsed(self, moments: Mapping[str, stats.Moments]) -> None:
+        """Decide what a rehearsal was needed for, once in a run, before it starts.
+
+        Args:
+            moments: Statistics over the last half of the rehearsal, of all ranks. Networks,
+                optimizers, draws and the plugins' buffers are again as they were before it.
         """
 
     def snapshot(self, path: Path) -> None:
@@ -313,6 +324,16 @@ class Plugins(torch.nn.Module):
     def after_step(self, cur_nimg: int) -> None:
         for plugin in self.active:
             _call(plugin, "after_step", cur_nimg)
+
+    @property
+    def rehearsal(self) -> int:
+        """Iterations that the plugins want to see before training."""
+        return max((plugin.rehearsal for plugin in self.active), default=0)
+
+    def rehearsed(self, moments: Mapping[str, stats.Moments]) -> None:
+        for plugin in self.active:
+            if plugin.rehearsal:
+                _call(plugin, "rehearsed", moments)
 
     def snapshot(self, path: Path) -> None:
         for plugin in self.active:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
 from click.testing import CliRunner
+from test_training_loop import assert_same_state
 
 import train as command
-from stylegan2_fewshot import Plugins, files, fisher
+from stylegan2_fewshot import Plugins, files, fisher, stats
 from stylegan2_fewshot.fisher.file import LIKELIHOOD, Fisher
-from training import networks, pickles
+from training import checkpoint, networks, pickles
 from training.construction import summary
 from training.dataset import ImageDataset
 from training.training_loop import construct, train
@@ -120,3 +122,54 @@ def test_nothing_to_start_from(tiny_data):
 def test_plugins_say_where_they_begin():
     assert Plugins.create({}).resumes_from == Plugins.create({"apa": {}}).resumes_from == "G"
     assert Plugins.create({"apa": {}, "ewc": {}}).resumes_from == "G_ema"
+
+
+def trained(options, folder):
+    folder.mkdir(exist_ok=True)
+    train(options, folder, CPU)
+    return checkpoint.load_newest(folder)
+
+
+def test_a_ratio_becomes_a_lambda_in_a_rehearsal_that_leaves_no_trace(
+    tiny_options, source, tmp_path, capsys
+):
+    others = {"ada": {"target": -1.0, "kimg": 0.1}, "apa": {"target": -1.0, "kimg": 0.1}}
+
+    def options(**ewc):
+        chosen = with_ewc(tiny_options, source, **ewc)
+        return {**chosen, "plugins": {**chosen["plugins"], **others}}
+
+    asked = options(ratio=0.3, rehearsal=4)
+    found = trained(asked, tmp_path / "ratio")
+    lambda_ = found["plugins"].pop("ewc.found_lambda")
+    assert f"--ewc-ratio=0.3 makes it {lambda_:.6g}" in capsys.readouterr().out
+    given = trained(options(lambda_=lambda_.item()), tmp_path / "lambda")
+    assert_same_state(given, found)  # weights, optimizers, draws and p
+
+    part = {**asked, "total_kimg": 0.008}
+    assert trained(part, tmp_path / "part")["plugins"]["ewc.found_lambda"] == lambda_
+    capsys.readouterr()
+    assert_same_state(trained(asked, tmp_path / "part")["G"], found["G"])
+    assert "ehearsal" not in capsys.readouterr().out
+
+
+def test_lambda_is_scaled_by_what_the_last_half_reached(tiny_options, source, tmp_path):
+    asked = with_ewc(tiny_options, source, ratio=0.3, rehearsal=4)
+    state, _ = construct(asked, ImageDataset(**asked["dataset"]), CPU)
+    guess = state.plugins["ewc"].found_lambda.item()
+    found = trained(asked, tmp_path / "ratio")["plugins"]["ewc.found_lambda"].item()
+    stats.collect()
+    rehearsed = {"total_kimg": 0.016, "kimg_per_tick": 0.008}  # four iterations, two a tick
+    rest = with_ewc({**tiny_options, **rehearsed}, source, lambda_=guess)
+    trained(rest, tmp_path / "guess")
+    last = json.loads((tmp_path / "guess/stats.jsonl").read_text().splitlines()[-1])
+    assert found == pytest.approx(guess * 0.3 / last["EWC/ratio"]["mean"], rel=1e-5)
+
+
+def test_a_ratio_switches_it_on_and_replaces_lambda(tiny_data, source):
+    arguments = [f"--outdir={tiny_data}", f"--data={tiny_data}", f"--resume={source}", "--dry-run"]
+    found = CliRunner().invoke(command.main, [*arguments, "--ewc-ratio=0.3"])
+    options = json.loads(found.stdout)
+    assert options["plugins"]["ewc"]["ratio"] == 0.3 and options["resume_from"] == "G_ema"
+    found = CliRunner().invoke(command.main, [*arguments, "--ewc-ratio=0.3", "--ewc-lambda=1"])
+    assert found.exit_code == 2 and "--ewc-ratio=0.3 finds lambda; drop" in found.output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -107,6 +108,7 @@ def train(options: Mapping[str, Any], run_dir: Path, device: torch.device) -> No
     dataset.keep_decoded(IN_MEMORY_BYTES // distributed.world_size())
     state, source = construct(options, dataset, device)
     saved = checkpoint.load_newest(run_dir)
+    fresh = saved is None
     if saved is not None:
         state.load(saved)
     del saved  # it is as large as all networks
@@ -115,6 +117,8 @@ def train(options: Mapping[str, Any], run_dir: Path, device: torch.device) -> No
     log.say(construction.summary(options, dataset, state.G, state.D, source, state.cur_nimg))
     run = _Run(options, run_dir, device, dataset, state, log)
     run.choose_metrics()
+    if fresh:
+        run.rehearse()
     with _stop_requests() as stop:
         run.to_the_end(stop)
 
@@ -178,6 +182,21 @@ class _Run:
             )
             for trouble in troubles:
                 self.log.say(trouble)
+
+    def rehearse(self) -> None:
+        """Train while plugins look on, take all of it back, and let them decide."""
+        state, iterations = self.state, self.state.plugins.rehearsal
+        if not iterations:
+            return
+        self.log.say(f"Rehearsal of {iterations} iterations, which are taken back")
+        before = copy.deepcopy(state.tensors())
+        for index, (images, labels) in enumerate(itertools.islice(self._batches(), iterations)):
+            if index == iterations // 2:
+                stats.collect()  # how it begins is not how it goes on
+            self._iterate(images, labels)
+        moments = stats.collect()
+        state.load(before)
+        state.plugins.rehearsed(moments)
 
     def to_the_end(self, stop: Sequence[int]) -> None:
         """Iterate until the last image, or until somebody asks to stop."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -63,9 +64,13 @@ class EWC(Plugin):
             `mapping.*,*.torgb.*`, of their names with or without the network in front.
         samples: Images that F is estimated from where no file is given.
         per_layer: Report EWC/ratio for every layer as well.
+        ratio: Find lambda in a rehearsal instead: training from the source under a first guess,
+            which is then scaled so that the mean EWC/ratio of the last half would have been this.
+        rehearsal: Iterations of that rehearsal.
     """
 
     neutral: ClassVar = {"lambda_": 0.0}
+    switches: ClassVar = ("ratio",)
     resumes_from: ClassVar = "G_ema"
     status: ClassVar = {"ewc/adv": "EWC/ratio"}
 
@@ -79,12 +84,21 @@ class EWC(Plugin):
         skip: str = "",
         samples: int = 1000,
         per_layer: bool = False,
+        ratio: float | None = None,
+        rehearsal: int = 100,
     ) -> None:
         super().__init__()
         if not lambda_ >= 0:
             raise ValueError(f"--ewc-lambda must not be negative, got {lambda_}")
         if samples < 1:
             raise ValueError(f"--ewc-samples must be at least 1, got {samples}")
+        if ratio is not None and not 0 < ratio < math.inf:
+            raise ValueError(f"--ewc-ratio must be positive, got {ratio}")
+        if ratio is not None and lambda_:
+            raise ValueError(f"--ewc-ratio={ratio:g} finds lambda; drop --ewc-lambda={lambda_:g}")
+        if rehearsal < 2:
+            raise ValueError(f"--ewc-rehearsal must be at least 2, got {rehearsal}")
+        self.ratio, self.rehearsal = ratio, rehearsal if ratio else 0
         self.lambda_, self.fisher, self.normalize = lambda_, fisher, normalize
         self.network, self.samples, self.per_layer = network, samples, per_layer
         self.skip = [pattern for pattern in skip.split(",") if pattern]
@@ -92,12 +106,13 @@ class EWC(Plugin):
         self._held: dict[str, dict[str, torch.nn.Parameter]] = {}
 
     def setup(self, run: Run) -> None:
-        if not self.lambda_:
+        if not self.lambda_ and self.ratio is None:
             return
         if run.resumed is None:
+            option = f"lambda={self.lambda_:g}" if self.ratio is None else f"ratio={self.ratio:g}"
             raise ValueError(
-                f"--ewc-lambda={self.lambda_:g} needs --resume: without a source network there is "
-                "nothing to hold on to"
+                f"--ewc-{option} needs --resume: without a source network there is nothing to "
+                "hold on to"
             )
         self._refuse_unknown_patterns(run)
         fisher = self._fisher(run, Path(run.resumed))
@@ -113,6 +128,8 @@ class EWC(Plugin):
             self._held[net] = held
             self.register_buffer(f"anchor_{net}", _flat(held.values()).detach().clone())
             self.register_buffer(f"fisher_{net}", self._scaled(net, _flat(values)))
+        if self.ratio is not None:
+            self.register_buffer("found_lambda", self._first_guess(self.ratio))
 
     def penalty(self, step: Step) -> Tensor | None:
         net = PHASES.get(step.phase, "")
@@ -123,7 +140,35 @@ class EWC(Plugin):
         terms = consolidation(params, anchor, fisher)
         penalty = terms.sum()
         self._report(net, terms, penalty, step.logits)
-        return self.lambda_ * penalty
+        return self._strength * penalty
+
+    def rehearsed(self, moments: Mapping[str, stats.Moments]) -> None:
+        assert self.ratio is not None
+        reached = moments["EWC/ratio"].mean
+        if not 0 < reached < math.inf:
+            raise ValueError(
+                f"--ewc-ratio={self.ratio:g}: the rehearsal reached a ratio of {reached:g}, which "
+                "no factor makes that; give --ewc-lambda"
+            )
+        guess = float(self._strength)
+        self.get_buffer("found_lambda").mul_(self.ratio / reached)
+        if distributed.rank() == 0:
+            print(
+                f"EWC: lambda {guess:.3g} gave a ratio of {reached:.3g}; "
+                f"--ewc-ratio={self.ratio:g} makes it {float(self._strength):.6g}"
+            )
+
+    @property
+    def _strength(self) -> float | Tensor:
+        return self.lambda_ if self.ratio is None else self.get_buffer("found_lambda")
+
+    def _first_guess(self, ratio: float) -> Tensor:
+        """Return the lambda at which a displacement of 0.01 throughout would cost as much as is
+        asked for, beside the adversarial loss of a D that knows nothing."""
+        total = self.get_buffer("fisher_G").double().sum()
+        if not total:
+            raise ValueError(f"--ewc-ratio={ratio:g}: the Fisher information is 0 throughout")
+        return (ratio * math.log(2) / (total * 0.01**2)).float()
 
     def _fisher(self, run: Run, source: Path) -> Fisher:
         """Return what the given file holds, or else what an earlier run or this one estimates."""
@@ -206,10 +251,11 @@ class EWC(Plugin):
         end = "" if net == "G" else f"_{net}"
         adversarial = F.softplus(-logits if net == "G" else logits).mean()
         stats.report(f"EWC/penalty{end}", penalty)
-        stats.report(f"EWC/ratio{end}", self.lambda_ * penalty / adversarial)
+        stats.report(f"EWC/ratio{end}", self._strength * penalty / adversarial)
+        stats.report("EWC/lambda", self._strength)
         parts, sums = self._parts(net, terms), defaultdict[str, float | Tensor](float)
         for name, (kind, part) in zip(self._held[net], parts, strict=True):
-            share = self.lambda_ * part.sum() / adversarial
+            share = self._strength * part.sum() / adversarial
             sums[kind] += share
             if self.per_layer:
                 stats.report(f"EWC/ratio{end}/{name}", share)
