@@ -170,7 +170,7 @@ def moved_by_one(source, **options):
     penalty(plugin).backward()
     ratios = {name: moments.mean for name, moments in stats.collect().items()}
     total = ratios.pop("EWC/ratio")
-    ratios.pop("EWC/penalty")
+    del ratios["EWC/penalty"], ratios["EWC/lambda"]
     return {name.rpartition("/")[2]: value / total for name, value in ratios.items()}
 
 
