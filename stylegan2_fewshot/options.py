@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
+from .files import printable
 from .plugin import Plugin, find, load_external, registry
 
 _OPTIONS = f"{__name__}.options"
@@ -279,6 +280,10 @@ class Mistake(click.ClickException):
     """A user's mistake: `Error: message` and exit status 2, without a traceback."""
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        # It may quote a stranger's file names, which must not steer the terminal.
+        super().__init__("\n".join(map(printable, message.split("\n"))))
 
 
 def _plugin_options(taken: set[str]) -> list[PluginOption]:

@@ -187,6 +187,6 @@ def _entry(info: zipfile.ZipInfo) -> tuple[int, int, int, int, int]:
 def _refuse_size(name: str, size: int) -> None:
     if size > MOST_BYTES:
         raise ValueError(
-            f"{printable(name)}: {size / 2**20:.0f} MiB, which no image has that is trained on; "
-            f"at most {MOST_BYTES >> 20} MiB are read"
+            f"{printable(name)}: {size >> 20} MiB, more than the {MOST_BYTES >> 20} MiB that are "
+            "read of a file; resize it"
         )

@@ -86,6 +86,11 @@ def _refuse_misfit(options: Mapping[str, Any], dataset: ImageDataset, G: nn.Modu
     }
     if G.c_dim == 0:
         del wanted["numbers in a label"]
+    elif not dataset.label_dim:
+        raise ValueError(
+            f"--resume={options['resume']}: the network has {G.c_dim} classes or numbers in a "
+            "label; give --cond=1, with a data set that has as many"
+        )
     for what, (mine, theirs) in wanted.items():
         if mine != theirs:
             raise ValueError(
