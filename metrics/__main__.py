@@ -74,7 +74,7 @@ def measure(options: dict[str, Any]) -> None:
     torch.backends.cudnn.allow_tf32 = False
     source = options["network"]
     network = pickles.load(source)
-    pool = _pool(options)
+    pool = _pool(options, network.G_ema.c_dim)
     data = _datasets(options, network, has_labels=network.G_ema.c_dim > 0 and pool is None)
     shared = {"device": device}
     shared["trust"] = metrics.Trust(options["trust_backbone"], options["backbone_sha256"])
@@ -91,9 +91,9 @@ def measure(options: dict[str, Any]) -> None:
         sys.exit(1)
 
 
-def _pool(options: dict[str, Any]) -> metrics.Pool | None:
+def _pool(options: dict[str, Any], c_dim: int) -> metrics.Pool | None:
     """Return what a network with a data instance prior is conditioned on, or None without one."""
-    instances, sampling = conditions.beside(options["network"]), options["prior_sample"]
+    instances, sampling = conditions.beside(options["network"], c_dim), options["prior_sample"]
     if instances is None and sampling:
         raise ValueError(f"--prior-sample={sampling}: no file .prior.npz beside the network")
     if instances is None:

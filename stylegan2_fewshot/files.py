@@ -1,4 +1,4 @@
-"""Writing files so that each is complete or absent."""
+"""Writing files so that each is complete or absent; what is wrong with one that is read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+_MOST_REASON = 300  # characters of what a decoder says
 
 
 @contextmanager
@@ -72,5 +74,8 @@ def refusing(name: str | os.PathLike[str], problem: str, advice: str) -> Iterato
     except MemoryError:
         raise
     except Exception as error:
-        reason = printable(str(error).partition("\n")[0]) or type(error).__name__
+        text = printable(str(error).partition("\n")[0])[:_MOST_REASON]
+        kind = type(error).__name__  # without it, a KeyError says nothing
+        is_sentence = text and isinstance(error, (ValueError, OSError))
+        reason = text if is_sentence else f"{kind}: {text}".rstrip(": ")
         raise ValueError(f"{printable(os.fspath(name))}: {problem} ({reason}); {advice}") from error

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import replacing
-
-_NO_DICT = (AttributeError, KeyError, TypeError)  # in the place of `meta`
-_DAMAGE = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, *_NO_DICT)
+from . import npz
+from .files import refusing, replacing
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -29,25 +25,29 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) ->
 
 
 def read(path: Path, kind: str, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write` has written; ValueError where anything is missing or differs.
+    """Read what `write` has written: tensors of numbers, and a dict.
+
+    What they mean is for the caller to check, within `files.refusing`.
 
     Args:
         path: The file.
         kind: What the error calls it.
         remedy: What the error tells the user to do.
+
+    Raises:
+        ValueError: Anything is missing or differs.
     """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such {kind}; {remedy}")
-    try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        meta = json.loads(str(arrays.pop("meta")))
+    with refusing(path, f"not a {kind}, or damaged", remedy):
+        arrays = npz.read(path)
+        meta = json.loads(arrays.pop("meta").item())
         checksum = meta.pop("checksum")
-    except _DAMAGE as error:
-        raise ValueError(f"{path}: no {kind}, or truncated ({error}); {remedy}") from error
-    if checksum != _checksum(arrays, meta):
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        found = _checksum(arrays, meta)
+    if checksum != found:
         raise ValueError(f"{path}: its numbers were altered after it was written; {remedy}")
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}, meta
+    return tensors, meta
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> str:

@@ -281,7 +281,7 @@ def test_file_of_another_network_is_refused(file):
 def test_truncated_file_is_refused(file, share):
     data = file.read_bytes()
     file.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(ValueError, match=r"F\.npz: no Fisher file, or truncated"):
+    with pytest.raises(ValueError, match=r"F\.npz: not a Fisher file, or damaged"):
         fisher_file.load(file)
 
 
@@ -306,7 +306,7 @@ def test_altered_stamp_is_refused(file):
     with pytest.raises(ValueError, match="altered"):
         fisher_file.load(file)
     altered(file, meta=np.array("3"))  # JSON, but of somebody else
-    with pytest.raises(ValueError, match="no Fisher file"):
+    with pytest.raises(ValueError, match="not a Fisher file"):
         fisher_file.load(file)
 
 
@@ -316,7 +316,7 @@ def test_objects_are_never_unpickled(file):
             return pytest.fail, ("executed",)
 
     altered(file, **{"G.weight": np.array([Trap()], dtype=object)})
-    with pytest.raises(ValueError, match="no Fisher file"):
+    with pytest.raises(ValueError, match="not a Fisher file"):
         fisher_file.load(file)
 
 

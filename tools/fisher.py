@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
 
-from stylegan2_fewshot import distributed, files, fisher
+from stylegan2_fewshot import distributed, files, fisher, npz
 from stylegan2_fewshot.ops import select
 from stylegan2_fewshot.options import Command
 from stylegan2_fewshot.plugin import labels_beside
@@ -81,7 +80,8 @@ def main(
     partial = out.with_suffix(".partial.npz")
     nets, conditions = pickles.load(path), labels_beside(path)
     if labels is not None:
-        conditions = torch.from_numpy(np.load(labels, allow_pickle=False))
+        with files.refusing(f"--labels={labels}", "no .npy file of numbers", "write [M, c_dim]"):
+            conditions = torch.from_numpy(npz.read_array(labels))
     estimated = fisher.estimate(
         getattr(nets, network).to(place),
         nets.D.to(place),

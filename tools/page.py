@@ -155,7 +155,7 @@ def _choices(
         if classes:
             raise ValueError(f"--classes={classes}: the network has no classes; drop --classes")
         return [], "", None
-    found = [(conditions.beside(n), G.c_dim) for n, G in conditional]
+    found = [(conditions.beside(n, G.c_dim), G.c_dim) for n, G in conditional]
     kept, c_dim = found[0]
     if any(dim != c_dim or (other is None) != (kept is None) for other, dim in found):
         raise ValueError("networks have different classes or conditions; make a page for each")

@@ -26,9 +26,24 @@ MOST_COMPONENTS = 16
 _SEED = 0
 
 
-def beside(network: str | os.PathLike[str]) -> Instances | None:
-    """Return the conditions that lie beside a network pickle, or None if it has none."""
-    return instances.beside(sources.fetch(network))
+def beside(network: str | os.PathLike[str], c_dim: int | None = None) -> Instances | None:
+    """Return the conditions that lie beside a network pickle, or None if it has none.
+
+    Args:
+        network: The network's file: a path, URL or short name.
+        c_dim: How many numbers a condition of that network has, where that is known.
+
+    Raises:
+        ValueError: They are damaged, or of another network.
+    """
+    path = sources.fetch(network)
+    found = instances.beside(path)
+    if found and c_dim not in (None, width := found.vectors.shape[-1]):
+        raise ValueError(
+            f"{instances.companion(path)}: its conditions have {width} numbers, the network's "
+            f"{c_dim}; get the file that belongs to it"
+        )
+    return found
 
 
 def pool(vectors: Tensor, sampling: str) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from metrics.trust import Trust
-from stylegan2_fewshot import distributed, stamped
-from stylegan2_fewshot.files import sha256_of
+from stylegan2_fewshot import distributed, npz, stamped
+from stylegan2_fewshot.files import refusing, sha256_of
 from stylegan2_fewshot.methods.bank import filters
 from stylegan2_fewshot.ops import select
 from stylegan2_fewshot.plugin import seed_of
@@ -288,7 +288,7 @@ def _of_prior(
     G: Any, network: str, sampling: str | None, images: list[str], **backbone: Any
 ) -> Callable[[int], Tensor]:
     try:
-        instances = conditions.beside(network)
+        instances = conditions.beside(network, G.c_dim)
         if instances is None:
             raise ValueError(
                 f"--network={network}: no file .prior.npz beside it, so no --prior-..."
@@ -305,11 +305,8 @@ def _of_prior(
 
 def _load_ws(G: Any, path: str, option: str) -> Tensor:
     """Read projected latents `[N, num_ws, w_dim]`, the array `w` of an .npz file."""
-    try:
-        with open(Path(path).expanduser(), "rb") as stream, np.load(stream) as arrays:
-            ws = torch.from_numpy(arrays["w"]).float()
-    except Exception as error:  # A ZIP and the arrays in it break in many ways.
-        raise ValueError(f"{option}={path}: no .npz file with an array w ({error})") from error
+    with refusing(f"{option}={path}", "no .npz file with an array w", "project the image again"):
+        ws = torch.from_numpy(npz.read(Path(path).expanduser())["w"]).float()
     if ws.ndim != 3 or ws.shape[1:] != (G.num_ws, G.w_dim):
         raise ValueError(
             f"{option}={path}: w must be [N, {G.num_ws}, {G.w_dim}] for this network, "

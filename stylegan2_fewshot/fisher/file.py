@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import cache, stamped
-from ..files import sha256_of
+from ..files import refusing, sha256_of
 
 FORMAT = 1
 LIKELIHOOD = "log sigmoid D(G(z))"
@@ -31,6 +31,8 @@ class Fisher:
 
     def __post_init__(self) -> None:
         for name, value in self.values.items():
+            if not value.is_floating_point():
+                raise ValueError(f"Fisher information of {name} is of type {value.dtype}")
             if not (value.isfinite().all() and (value >= 0).all()):
                 raise ValueError(f"Fisher information of {name} is negative or not finite")
 
@@ -67,17 +69,20 @@ def load(path: Path, source: Path | None = None, network: str | None = None) -> 
     values, meta = stamped.read(path, "Fisher file", _REMEDY)
     if meta.get("likelihood") != LIKELIHOOD or "standard_error" not in meta:
         raise ValueError(f"{path}: an unfinished estimate, or of another kind; {_REMEDY}")
-    if source and (theirs := meta["source_sha256"]) != (yours := sha256_of(source)):
+    with refusing(path, "not a Fisher file", _REMEDY):
+        theirs, theirs_net = str(meta["source_sha256"]), str(meta.get("network"))
+        fisher = Fisher(values, meta)
+    if source and theirs != (yours := sha256_of(source)):
         raise ValueError(
             f"{path}: of another network: its source pickle has SHA-256 {theirs[:12]}..., "
             f"yours has {yours[:12]}...; {_REMEDY}"
         )
-    if network and meta["network"] != network:
+    if network and theirs_net != network:
         raise ValueError(
-            f"{path}: of the source's {meta['network']}, but G starts as its {network}; {_REMEDY} "
+            f"{path}: of the source's {theirs_net:.9}, but G starts as its {network}; {_REMEDY} "
             f"--network={network}, or give --resume-from={meta['network'].lower()}"
         )
-    return Fisher(values, meta)
+    return fisher
 
 
 def writable_folder(source: Path) -> Path:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import stamped
+from ...files import refusing
 
 MOST_CONDITIONS = 1000
 _COMMAND = "python -m tools.features"
@@ -66,11 +67,31 @@ def load(path: Path) -> Instances:
     Raises:
         ValueError: It is no such file, truncated, or its numbers were altered.
     """
-    tensors, meta = stamped.read(path, "file of features", f"make it with {_COMMAND}")
-    named = [isinstance(meta.get(key), str) for key in ("backbone", "backbone_sha256")]
-    if "vectors" not in tensors or not all(named):
-        raise ValueError(f"{path}: not a file of features; make it with {_COMMAND}")
-    return Instances(tensors["vectors"], meta, tensors.get("center"))
+    remedy = f"make it with {_COMMAND}"
+    tensors, meta = stamped.read(path, "file of features", remedy)
+    with refusing(path, "not a file of features", remedy):
+        found = Instances(tensors["vectors"], meta, tensors.get("center"))
+        _check(found)
+    return found
+
+
+def _check(found: Instances) -> None:
+    """Raise ValueError unless shapes, types and names are such as `save` writes."""
+    for key in ("backbone", "backbone_sha256"):
+        if not isinstance(found.meta[key], str):
+            raise ValueError(f"{key} is not a text")
+    files = found.meta.get("files")
+    count = found.vectors.shape[1] if found.vectors.dim() == 3 else None
+    if files is None:
+        fits = found.vectors.dim() == 2 and len(found.vectors) > 0
+    else:
+        fits = isinstance(files, dict) and len(files) == count and len(found.vectors) == 2
+    width = found.vectors.shape[-1:]
+    if not fits or not all(width) or (found.center is not None and found.center.shape != width):
+        raise ValueError(f"its vectors are of shape {list(found.vectors.shape)}")
+    for tensor in (found.vectors, found.center):
+        if tensor is not None and not (tensor.dtype is torch.float32 and tensor.isfinite().all()):
+            raise ValueError("its numbers are not finite, or not of type float32")
 
 
 def companion(network: Path) -> Path:
