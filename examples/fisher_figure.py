@@ -242,6 +242,8 @@ def main(
     record = {
         "experiment": NAME,
         "settings": settings,
+        "command": f"python examples/fisher_figure.py --size={size} --width={width} "
+        f"--steps {steps[0]} {steps[1]} --seeds={seeds} --target={target}",
         "processor": processor(),
         "commit": commit(),
         "parts": {"DCGAN": rows, "StyleGAN2": stylegan2(target, out, few)},
