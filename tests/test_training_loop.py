@@ -293,6 +293,7 @@ def source(tmp_path):
     pickles.save(tmp_path / "source.pkl", G=G, D=D, G_ema=G)
     meta = {"likelihood": fisher_file.LIKELIHOOD, "standard_error": {}}
     meta["source_sha256"] = files.sha256_of(tmp_path / "source.pkl")
+    meta["network"] = "G"
     values = {f"G.{name}": torch.rand(p.shape) for name, p in G.named_parameters()}
     fisher_file.save(tmp_path / "F.npz", fisher_file.Fisher(values, meta))
     return tmp_path
