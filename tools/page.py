@@ -23,6 +23,7 @@ from . import npm
 from .command import UserPath, command
 
 SOURCES = Path(__file__).with_name("page_files")
+STYLE = Path(__file__).with_name("style.css")
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 # Names in the package's dist/, and on the page: not every server knows what an .mjs is.
 RUNTIME = {
@@ -169,7 +170,8 @@ def _choices(
 
 def _copy(runtime: dict[str, Path], out: Path) -> dict[str, Any]:
     """Copy our files and the runtime's; return what the page needs to know of the latter."""
-    targets = {out / path.name: path for path in SOURCES.iterdir() if path.is_file()}
+    ours = [STYLE, *(path for path in SOURCES.iterdir() if path.is_file())]
+    targets = {out / path.name: path for path in ours}
     targets |= {out / RUNTIME[kind][1]: path for kind, path in runtime.items()}
     for target, path in targets.items():
         with replacing(target) as file:
