@@ -117,6 +117,8 @@ def training_options(values: dict[str, Any]) -> tuple[dict[str, Any], int]:
     named = {"cfg": "auto", **given, "gpus": gpus}
     overrides = {key: given[key] for key in presets.OPTIONS if key in given}
     chosen = presets.settings(named["cfg"], resolution=resolution, gpus=gpus, **overrides)
+    if note := presets.about_batch(named["cfg"], resolution=resolution, gpus=gpus, **overrides):
+        click.echo(note, err=True)
     options = {
         "seed": values["seed"],
         "device": values["device"],

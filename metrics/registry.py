@@ -4,6 +4,7 @@ A name says which computation it is, as `kid5k_full`, and after an @ the detecto
 the usual one: `kid5k_full@mobilenetv2`. Without @, `fid50k_full`, `kid50k_full`, `pr50k3_full`,
 `is50k` and `ppl2_wend` are those of Karras et al.'s published numbers. FID is the Frechet distance
 with Inception and nothing else; with another detector it is called `fd`.
+`lpips1k_intra@256` enlarges smaller images to 256 x 256 first, the size of published numbers.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def _kernel_of_few(e: Evaluation, d: Detector, m: Metric) -> Values:
     return {"": mean, "std": std, "floor": floor}
 
 
-def _precision_recall(e: Evaluation, d: Detector, m: Metric) -> Values:
-    precision, recall = manifold.precision_recall(*_both(e, d, m), k=3)
+def _precision_recall(e: Evaluation, d: Detector, m: Metric, *, half: bool = False) -> Values:
+    precision, recall = manifold.precision_recall(*_both(e, d, m), k=3, half=half)
     return {"precision": precision, "recall": recall}
 
 
@@ -108,18 +109,21 @@ def _copying(e: Evaluation, d: Detector, m: Metric) -> Values:
     )._asdict()
 
 
-def _intra_cluster(e: Evaluation, d: Detector, m: Metric) -> Values:
+def _intra_cluster(e: Evaluation, d: Detector, m: Metric, *, smallest: int | None = None) -> Values:
+    def embed(images: Tensor) -> Tensor:
+        return d(_at_least(images.to(e.device), smallest))
+
     train = Reals(e.dataset)
-    centres = d(_at_most_256(train.load(0, train.size)).to(e.device))
+    centres = embed(_at_most_256(train.load(0, train.size)))
     fakes = Held(e.extract(e.fakes(m.num_fakes), _at_most_256, "fakes"))
 
     def nearest(images: Tensor) -> Tensor:
-        return diversity.assign(d(images), centres)
+        return diversity.assign(embed(images), centres)
 
     assigned = e.extract(fakes, nearest, f"clusters, {d.name}")
     members = diversity.choose_members(assigned, train.size)
     mean, clusters, empty = diversity.intra_cluster(
-        d(fakes.images[chosen].to(e.device)) for chosen in members
+        embed(fakes.images[chosen]) for chosen in members
     )
     return {"": mean, "clusters": clusters, "empty": empty}
 
@@ -132,6 +136,13 @@ def _at_most_256(images: Tensor) -> Tensor:
     return nn.functional.avg_pool2d(images.float(), images.shape[-1] // 256).round().byte()
 
 
+def _at_least(images: Tensor, size: int | None) -> Tensor:
+    """Return images of 0 to 255, enlarged bilinearly to `size` if they are smaller."""
+    if size is None or images.shape[-1] >= size:
+        return images
+    return nn.functional.interpolate(images.float(), (size, size), mode="bilinear")
+
+
 def _both(e: Evaluation, d: Detector, m: Metric) -> tuple[Tensor, Tensor]:
     real = e.real_features(d, mirrored=m.mirrored, limit=m.max_reals)
     return real, e.fake_features(d, m.num_fakes)
@@ -142,8 +153,12 @@ def _path(space: str, sampling: str, *, crop: bool = True) -> Metric:
     return Metric(function, "nvidia-lpips", 50_000)
 
 
+_INTRA_AT_256 = functools.partial(_intra_cluster, smallest=256)  # published numbers are of 256
 _FID = Metric(_frechet, "inception", 50_000)
 _KID = Metric(_kernel, "inception", 50_000)
+_PR_AS_PUBLISHED = Metric(
+    functools.partial(_precision_recall, half=True), "nvidia-vgg16", 50_000, better="higher"
+)
 _PR = Metric(_precision_recall, "nvidia-vgg16", 50_000, better="higher")
 _DC = Metric(_density_coverage, "mobilenetv2", 50_000, better="higher")
 _IS = Metric(_inception_score, "inception-probabilities", 50_000, better="higher")
@@ -152,7 +167,7 @@ METRICS = {
     # Against the whole reference set, without mirror images.
     "fid50k_full": _FID,
     "kid50k_full": replace(_KID, max_reals=1_000_000),
-    "pr50k3_full": replace(_PR, max_reals=200_000),
+    "pr50k3_full": replace(_PR_AS_PUBLISHED, max_reals=200_000),
     "fd50k_full": replace(_FID, detector=""),
     "dc50k5_full": replace(_DC, max_reals=200_000),
     "is50k": _IS,
@@ -166,12 +181,13 @@ METRICS = {
     "dc5k5_full": replace(_DC, num_fakes=5_000),
     "is5k": replace(_IS, num_fakes=5_000),
     "lpips1k_intra": Metric(_intra_cluster, "lpips-vgg16", 1_000, better="higher"),
+    "lpips1k_intra@256": Metric(_INTRA_AT_256, "lpips-vgg16", 1_000, better="higher"),
     "nn1k": Metric(_nearness, "mobilenetv2", 1_000, better="higher", unseen=True),
     "copying1k": Metric(_copying, "mobilenetv2", 1_000, better="higher", unseen=True),
     # Of older papers: at most 50,000 real images, mirrored as in training; path lengths of faces.
     "fid50k": replace(_FID, max_reals=50_000, mirrored=True),
     "kid50k": replace(_KID, max_reals=50_000, mirrored=True),
-    "pr50k3": replace(_PR, max_reals=50_000, mirrored=True),
+    "pr50k3": replace(_PR_AS_PUBLISHED, max_reals=50_000, mirrored=True),
     "ppl_zfull": _path("z", "full"),
     "ppl_wfull": _path("w", "full"),
     "ppl_zend": _path("z", "end"),
@@ -187,6 +203,8 @@ def find(text: str) -> Metric:
     Raises:
         ValueError: There is no such metric, or it does not go with that detector.
     """
+    if text in METRICS and "@" in text:
+        return replace(METRICS[text], name=text)
     name, _, chosen = text.partition("@")
     if name not in METRICS:
         raise ValueError(f"--metrics={text}: no such metric; there are {', '.join(METRICS)}")
@@ -227,7 +245,7 @@ def check(metric: Metric, dataset: Any, reference: Any) -> None:
             f"got {reference.resolution}; resize them"
         )
     trained = Reals(dataset).size
-    if metric.function is _intra_cluster and trained > _MOST_CLUSTERS:
+    if metric.function in (_intra_cluster, _INTRA_AT_256) and trained > _MOST_CLUSTERS:
         raise ValueError(
             f"{metric.name}: training images must be at most {_MOST_CLUSTERS}, got {trained}; "
             "leave this metric away"

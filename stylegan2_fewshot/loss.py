@@ -27,7 +27,7 @@ class StyleGAN2Loss:
         G_synthesis: `ws -> images`.
         D: `(images, c) -> logits [N, 1]`.
         plugins: Methods that take part; None for none.
-        style_mixing_prob: Share of the samples that get two latents.
+        style_mixing_prob: Probability that a batch, all of it, gets second latents.
         r1_gamma: Weight of R1.
         pl_batch_shrink: Path lengths are measured on a batch this many times smaller.
         pl_decay: How fast the mean path length follows, per batch.
@@ -86,9 +86,8 @@ class StyleGAN2Loss:
             if reg and self.pl_weight != 0:
                 self._g_path_length(gen_z, gen_c, gain, sync)
         else:
-            if main:
-                self._d_fake(gen_z, gen_c, gain)
-            self._d_real(real_img, real_c, gain, sync, main, reg and self.r1_gamma != 0)
+            of_fakes = self._d_fake(gen_z, gen_c, gain) if main else None
+            self._d_real(real_img, real_c, gain, sync, of_fakes, reg and self.r1_gamma != 0)
 
     def pl_noise(self, img: Tensor) -> Tensor:
         """Draw the standard normal noise of the path-length term, in the shape of `img`."""
@@ -102,7 +101,7 @@ class StyleGAN2Loss:
             return self.G_synthesis(ws, **self.plugins.synthesis(z)), ws
 
     def _mix_styles(self, ws: Tensor, z: Tensor, c: Tensor) -> Tensor:
-        """Give some samples a second latent from a random layer on; one draw for the batch."""
+        """Give the whole batch second latents from one random layer on, or none of it: one draw."""
         if self.style_mixing_prob <= 0:
             return ws
         cut = torch.randint(1, ws.shape[1], [], device=ws.device)
@@ -155,26 +154,30 @@ class StyleGAN2Loss:
         # The image takes part with weight 0, so that every parameter has a gradient.
         self._backward((excess * self.pl_weight + img[:, 0, 0, 0] * 0).mean(), step, gain)
 
-    def _d_fake(self, z: Tensor, c: Tensor, gain: float) -> None:
+    def _d_fake(self, z: Tensor, c: Tensor, gain: float) -> Tensor:
+        """Return the loss of each fake `[N, 1]`, detached."""
         with torch.no_grad():
             img, ws = self._generate(z, c, sync=False)
         step = Step("Dfake", self.cur_nimg, c=c, ws=ws, img=img, z=z)
         logits, step = self._discriminate(img, c, step)
-        self._backward(F.softplus(logits).mean(), step, gain)
+        loss = F.softplus(logits)
+        self._backward(loss.mean(), step, gain)
+        return loss.detach()
 
     def _d_real(
-        self, img: Tensor, c: Tensor, gain: float, sync: bool, main: bool, r1: bool
+        self, img: Tensor, c: Tensor, gain: float, sync: bool, of_fakes: Tensor | None, r1: bool
     ) -> None:
-        if not (main or r1):
+        if of_fakes is None and not r1:
             return
-        step = Step("Dreal" if main else "Dr1", self.cur_nimg, c=c)
+        step = Step("Dr1" if of_fakes is None else "Dreal", self.cur_nimg, c=c)
         img, c = self.plugins.real_images(img, c, step)
         img = img.detach().requires_grad_(r1)
         logits, step = self._discriminate(img, c, replace(step, c=c, img=img), sync)
         loss = logits.mean() * 0  # every parameter has a gradient, whatever is measured
-        if main:
-            loss = F.softplus(-logits).mean()
-            stats.report("Loss/D/loss", loss)
+        if of_fakes is not None:
+            of_reals = F.softplus(-logits)
+            loss = of_reals.mean()
+            stats.report("Loss/D/loss", of_reals + of_fakes)
         if r1:
             (slope,) = torch.autograd.grad(logits.sum(), [img], create_graph=True)
             square = slope.square().sum([1, 2, 3])

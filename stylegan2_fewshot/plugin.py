@@ -89,6 +89,8 @@ class Run:
         resumed_from: Which generator of that pickle G starts as, G or G_ema.
         G_ema: The moving average of G, for those that change the networks themselves.
         source: G and D as they are in that pickle, where those that are trained have been widened.
+        origins: What parameters of G were in the source, by name, where a plugin that rebuilds has
+            added noise to them; it notes them here.
     """
 
     G: torch.nn.Module
@@ -101,6 +103,7 @@ class Run:
     resumed_from: str = "G"
     G_ema: torch.nn.Module | None = None
     source: tuple[torch.nn.Module, torch.nn.Module] | None = None
+    origins: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Plugin(torch.nn.Module):

@@ -25,6 +25,7 @@ from stylegan2_fewshot.methods.bank.filters import (
     routes_of,
     without_banks,
 )
+from stylegan2_fewshot.plugin import Step
 from tools import bank_export, convert
 from training import networks, pickles, training_loop
 from training.dataset import ImageDataset
@@ -409,3 +410,17 @@ def test_generate_without_banks_refuses_routes(tmp_path):
         done = CliRunner().invoke(generate.main, [*arguments, f"--outdir={tmp_path / 'out'}"])
         assert done.exit_code == 2 and "has no filter banks; leave it out" in done.output
         assert not (tmp_path / "out").exists()
+
+
+def test_ewc_holds_sets_to_the_source_s_filters_without_the_jitter(tmp_path):
+    (path := tmp_path / "source.pkl").write_bytes(b"stands for a network")
+    G, step = build(), Step("Gmain", logits=torch.zeros(1, 1))
+    filters = G.synthesis.b4.conv1.weight.detach().clone()
+    plugins = Plugins.create({"bank": {"size": 2, "layers": "b4.conv1"}, "ewc": {"lambda_": 1.0}})
+    assert plugins["bank"].jitter == 0.01
+    plugins["ewc"].samples = 2
+    plugins.setup(Run(G, discriminator(), resumed=str(path)))
+    assert plugins.penalty(step) > 0  # of the jitter
+    for jittered in G.synthesis.b4.conv1.bank:
+        jittered.data.copy_(filters)
+    assert plugins.penalty(step) == 0

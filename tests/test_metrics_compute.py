@@ -401,6 +401,20 @@ def test_labels_are_drawn_from_the_data_set(tmp_path):
     assert 30 < labels[:, 0].sum() < 70
 
 
+def test_intra_cluster_distance_at_the_published_size_enlarges_small_images(ten, monkeypatch):
+    few(monkeypatch)
+    sizes = []
+    embed = Detector.__call__
+
+    def recorded(self, images):
+        sizes.append(images.shape[-1])
+        return embed(self, images)
+
+    monkeypatch.setattr(Detector, "__call__", recorded)
+    found = values(["lpips1k_intra@256"], ToyGenerator(), ten)
+    assert set(sizes) == {256} and "lpips1k_intra_clusters@256" in found
+
+
 def test_labels_may_come_from_elsewhere(ten):
     pool = features.Pool(torch.eye(2)[1:])
     names = ["lpips1k_intra"]

@@ -12,7 +12,7 @@ import scipy.spatial
 import scipy.stats
 import torch
 
-from metrics import distances, diversity, manifold, memorisation, perceptual_path
+from metrics import distances, diversity, manifold, memorisation, perceptual_path, registry
 
 
 def features(size: int, width: int = 6, *, seed: int = 0, shift: float = 0.0) -> torch.Tensor:
@@ -182,6 +182,14 @@ def test_radii_by_hand():
 def test_too_few_images_for_neighbours_are_refused():
     with pytest.raises(ValueError, match="got k=3, 3 images"):
         manifold.precision_recall(features(3), features(9))
+
+
+def test_published_precision_rounds_to_half():
+    real, fake = column(0, 2048), column(4097, 9000)  # a half knows 4096 and 4100
+    assert manifold.precision_recall(real, fake, k=1)[0] == 0
+    assert manifold.precision_recall(real, fake, k=1, half=True)[0] == 0.5
+    found = {n: registry.find(n).function.keywords for n in ("pr50k3_full", "pr50k3")}
+    assert found == {"pr50k3_full": {"half": True}, "pr50k3": {"half": True}}
 
 
 def test_precision_recall_and_density_agree_with_sklearn():

@@ -52,11 +52,12 @@ def dry_run(data, tmp_path, monkeypatch):
         result = CliRunner().invoke(train.main, args)
         assert not (tmp_path / "runs").exists()
         if result.exit_code == 0:
+            run.notes = result.stderr
             return json.loads(result.stdout)
         assert result.exit_code == 2, result.exception
         lines = result.output.splitlines()
         first = next(i for i, line in enumerate(lines) if line.startswith("Error: "))
-        assert all("dataset.json" in line for line in lines[:first])  # notes about the data
+        assert all("dataset.json" in x or x.startswith("--batch=") for x in lines[:first])  # notes
         return "\n".join(lines[first:])[7:]
 
     return run
@@ -82,6 +83,11 @@ def test_defaults_of_auto_follow_the_actual_batch(dry_run):
     options = dry_run("--batch=8")
     assert options["loss"]["r1_gamma"] == 0.0002 * 64**2 / 8
     assert options["ema_kimg"] == 8 * 10 / 32
+    assert "--batch=8: --gamma=0.1024 (not 0.0256) and --ema-kimg=2.5 (not 10)" in dry_run.notes
+    dry_run("--batch=8", "--gamma=1", "--ema-kimg=5")
+    assert "--batch" not in dry_run.notes
+    dry_run("--batch=8", "--cfg=paper256")
+    assert "--batch" not in dry_run.notes
     assert (options["batch_size"], options["batch_gpu"]) == (8, 8)
     assert dry_run("--batch=2")["D"]["epilogue_kwargs"] == {"mbstd_group_size": 2}
 

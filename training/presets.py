@@ -127,6 +127,25 @@ def settings(cfg: str = "auto", *, resolution: int, gpus: int = 1, **given: Any)
     return result
 
 
+def about_batch(cfg: str, *, resolution: int, gpus: int, **given: Any) -> str:
+    """Return a line about what `batch` changes in cfg=auto beside itself, or nothing."""
+    if cfg != "auto" or "batch" not in given:
+        return ""
+    ours = auto(resolution=resolution, gpus=gpus, batch=given["batch"])
+    theirs = auto(resolution=resolution, gpus=gpus)
+    changed = [
+        f"--{name.replace('_', '-')}={getattr(ours, name):g} (not {getattr(theirs, name):g})"
+        for name in ("gamma", "ema_kimg")
+        if name not in given and getattr(ours, name) != getattr(theirs, name)
+    ]
+    if not changed:
+        return ""
+    return (
+        f"--batch={given['batch']}: {' and '.join(changed)}, for --cfg=auto derives both from the "
+        f"batch; the original takes its own, {theirs.batch}, for them"
+    )
+
+
 def expand(
     chosen: Settings, *, precision: str = "auto", nhwc: bool = False, resume: str | None = None
 ) -> dict[str, Any]:

@@ -126,7 +126,9 @@ class EWC(Plugin):
                 for name, p in held.items()
             ]
             self._held[net] = held
-            self.register_buffer(f"anchor_{net}", _flat(held.values()).detach().clone())
+            origins = run.origins if net == "G" else {}
+            anchors = _flat(origins.get(name, p) for name, p in held.items())
+            self.register_buffer(f"anchor_{net}", anchors.detach().clone())
             self.register_buffer(f"fisher_{net}", self._scaled(net, _flat(values)))
         if self.ratio is not None:
             self.register_buffer("found_lambda", self._first_guess(self.ratio))

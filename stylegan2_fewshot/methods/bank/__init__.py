@@ -32,22 +32,22 @@ class Bank(Plugin):
     weak generators that keep one another from collapsing. A sample's route is a function of its z.
     A set that no sample of a batch takes is not trained in that step, and has not moved after it.
     The sets of a source network start as its filters and jitter, those from scratch independently.
-    With EWC, sets are held to where they started, as the Fisher information of the banked network
-    says; a file of the source's Fisher information knows no sets, and leaves them free.
+    With EWC, sets are held to the source's filters without the jitter, as the Fisher information
+    of the banked network says; a file of the source's knows no sets, and leaves them free.
 
     Args:
         size: Filter sets per layer, K; 1 leaves G as it is.
         layers: Layers with a bank: patterns, separated by commas, such as `b4.*,b8.conv1`; by
             default the half of them that is nearest to the latent.
         jitter: Standard deviation of what is added to the filters of a source network, relative to
-            their root mean square.
+            their root mean square; small against what an adaptation changes.
     """
 
     neutral: ClassVar = {"size": 1}
     rebuilds = True
     network_key = KEY
 
-    def __init__(self, *, size: int = 1, layers: str = "", jitter: float = 0.1) -> None:
+    def __init__(self, *, size: int = 1, layers: str = "", jitter: float = 0.01) -> None:
         super().__init__()
         if size < 1:
             raise ValueError(f"--bank-size must be at least 1, got {size}")
@@ -73,7 +73,11 @@ class Bank(Plugin):
             jitter = self.jitter if run.resumed else None
             for net in (run.G, run.G_ema):
                 if net is not None:
-                    install(net, size=self.size, layers=layers, jitter=jitter, seed=run.seed)
+                    origins = install(
+                        net, size=self.size, layers=layers, jitter=jitter, seed=run.seed
+                    )
+                    if net is run.G and run.resumed:
+                        run.origins.update(origins)
 
     def synthesis(self, z: Tensor) -> dict[str, Any]:
         return held(self._G[0], z)

@@ -94,8 +94,9 @@ def candidates(G: Any) -> list[str]:
 
 def install(
     G: Any, *, size: int, layers: Iterable[str], jitter: float | None = 0.0, seed: int = 0
-) -> None:
-    """Turn the weights of some layers of a generator into banks of filter sets.
+) -> dict[str, Tensor]:
+    """Turn the weights of some layers of a generator into banks of filter sets; return for each set
+    by its name what it was before the jitter.
 
     `G(z, c)` then draws each sample's route with `routes_of`; `G` and `G.synthesis` take a
     `route` `[N, layers]`, or None for the mean of the sets, which is `G.synthesis`'s default.
@@ -108,7 +109,7 @@ def install(
             mean square; None for sets that are drawn anew.
         seed: Seed of the jitter.
     """
-    layers = list(layers)
+    layers, origins = list(layers), {}
     if unknown := [name for name in layers if name not in candidates(G)]:
         raise ValueError(f"a bank's layers must be among G's, got {unknown[0]!r}")
     for name in layers:
@@ -116,6 +117,7 @@ def install(
         weight = layer.weight
         rng = torch.Generator().manual_seed(seed_of(seed, KEY, name))
         sets = [_jittered(weight, jitter, rng) for _ in range(size)]
+        origins.update({f"synthesis.{name}.bank.{i}": weight.detach() for i in range(size)})
         del layer.weight
         layer.bank = torch.nn.ParameterList(sets).requires_grad_(weight.requires_grad)
         layer.route = layer.taken = None
@@ -123,6 +125,7 @@ def install(
     G.init_kwargs = {**G.init_kwargs, KEY: {"size": size, "layers": layers}}
     G.register_forward_pre_hook(_draw_route, with_kwargs=True)
     G.synthesis.register_forward_pre_hook(_set_route, with_kwargs=True)
+    return origins
 
 
 @torch.no_grad()
