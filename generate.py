@@ -94,7 +94,12 @@ def main(
     refuse_contradictions(seeds, projected_w, grid or routes_grid, drawing)
     from training import generation, grids
 
-    subject = generation.Subject(network, drawing, say=lambda text: click.echo(text, err=True))
+    subject = generation.Subject(
+        network,
+        drawing,
+        say=lambda text: click.echo(text, err=True),
+        from_seeds=projected_w is None,
+    )
     if routes_grid and not subject.has_banks:
         raise UserError("--routes-grid: the network has no filter banks; leave it out")
     made: Iterator[tuple[str, Tensor]]

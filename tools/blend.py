@@ -48,7 +48,8 @@ def main(first: str, second: str, target: Path, split: int, smooth: float) -> No
         for r in two.G_ema.synthesis.block_resolutions
     ]
     click.echo(f"share of {second} by resolution: {', '.join(shares)}")
-    click.echo(f"wrote 1 file to {target}")
+    copies = generation.copy_companions(first if split else second, target)
+    click.echo(f"wrote {1 + len(copies)} file{'s' if copies else ''} to {target.parent}")
 
 
 if __name__ == "__main__":

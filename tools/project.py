@@ -309,6 +309,7 @@ def _tune(
     import torch
 
     from training import pickles
+    from training.generation import copy_companions
     from training.projection import tuned
 
     bar = progress(range(steps), total=steps, desc="tuning", unit="step")
@@ -324,7 +325,7 @@ def _tune(
     ).cpu()
     nets = replace(opened.subject.nets, G=G, G_ema=G)
     pickles.save(output.place / "tuned.pkl", **vars(nets))
-    output.count += 1
+    output.count += 1 + len(copy_companions(opened.network, output.place / "tuned.pkl"))
 
 
 if __name__ == "__main__":

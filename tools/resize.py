@@ -21,11 +21,11 @@ def main(source: str, target: Path, size: int | None, channels: str | None) -> N
     loses its finest layers, and its first images differ as little from the shrunk ones as the
     layers left allow. Train from OUT with train.py --resume=OUT.
     """
-    from training import pickles, resizing
+    from training import generation, pickles, resizing
 
     if size is None and channels is None:
         raise ValueError("give --size, --channels or both")
-    nets = pickles.load(source)
+    nets = pickles.load(generation.newest_network(source))
     before = nets.G_ema
     try:
         made = resizing.resized(
@@ -34,6 +34,7 @@ def main(source: str, target: Path, size: int | None, channels: str | None) -> N
     except ValueError as error:
         raise ValueError(f"--size={size}: {error}") from error
     pickles.save(target, **vars(made))
+    generation.copy_companions(source, target)
     click.echo(f"{target}: {_shape(before)} to {_shape(made.G_ema)}")
 
 

@@ -104,7 +104,10 @@ def main(
         raise ValueError("--truncation-walk goes with --seeds")
     video.check(out)
     drawing = Drawing.take(options)
-    subjects = [generation.Subject(network, drawing, say=_say) for network in networks]
+    subjects = [
+        generation.Subject(network, drawing, say=_say, from_seeds=seeds is not None)
+        for network in networks
+    ]
     rows = [_keyframes(subject, seeds, files, truncation_walk) for subject in subjects]
     names = [name for name, _ in rows[0]]
     steps = list(_steps(names, frames, loop=loop, pause=pause, smooth=easing == "smooth"))

@@ -95,8 +95,16 @@ def _refuse_misfit(options: Mapping[str, Any], dataset: ImageDataset, G: nn.Modu
         if mine != theirs:
             raise ValueError(
                 f"--resume={options['resume']}: the network has {theirs} {what}, --data="
-                f"{options['dataset']['path']} has {mine}; convert the data or take another network"
+                f"{options['dataset']['path']} has {mine}; {_remedy(what, mine, options['resume'])}"
             )
+
+
+def _remedy(what: str, mine: int, network: str) -> str:
+    """Return how to make the source network fit data."""
+    option = {"pixels a side": "--size", "channels": "--channels"}.get(what)
+    if option is None:
+        return "convert the data or take another network"
+    return f"convert the network: python -m tools.resize {network} OUT.pkl {option}={mine}"
 
 
 def _refuse_contradiction(options: Mapping[str, Any], key: str, net: nn.Module) -> None:

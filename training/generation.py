@@ -15,10 +15,10 @@ from torch import Tensor
 
 from metrics.trust import Trust
 from stylegan2_fewshot import distributed, npz, stamped
-from stylegan2_fewshot.files import refusing, sha256_of
+from stylegan2_fewshot.files import refusing, replacing, sha256_of
 from stylegan2_fewshot.methods.bank import filters
 from stylegan2_fewshot.ops import select
-from stylegan2_fewshot.plugin import seed_of
+from stylegan2_fewshot.plugin import companions, seed_of, synthesis_of
 
 from . import conditions, pickles, sources
 from .pickles import NetworkPickle
@@ -75,6 +75,7 @@ class Subject:
         drawing: How images are drawn: has the attributes of `tools.choices.Drawing`.
         option: What the command line calls the network, for messages.
         say: Takes remarks on what is allowed but may surprise.
+        from_seeds: Images come from seeds, so that a conditional network needs a condition.
 
     Attributes:
         nets: Everything the file holds.
@@ -90,6 +91,7 @@ class Subject:
         *,
         option: str = "--network",
         say: Callable[[str], None] = lambda text: None,
+        from_seeds: bool = True,
     ) -> None:
         try:
             self.path = newest_network(network)
@@ -108,7 +110,8 @@ class Subject:
             )
         self.route = _chosen_route(self.G, drawing.route)
         self._shift = self._directions(drawing.direction, say)
-        self._labels = self._conditions(say)
+        if from_seeds:
+            self._labels = self._conditions(say)
 
     def z(self, seed: int) -> Tensor:
         """Return the latent `[1, z_dim]` of a seed."""
@@ -125,7 +128,7 @@ class Subject:
         c = self.labels(seed)
         z = self.z(seed).expand(len(c), -1)
         ws = self.G.mapping(z, c, truncation_psi=self.psi if psi is None else psi)
-        synthesis = self.route if self.route is not None else filters.held(self.G, z)
+        synthesis = self.route if self.route is not None else synthesis_of(self.G, z)
         return Latents(ws + self._shift, synthesis, seed)
 
     def projected(self, path: str, option: str = "--projected-w") -> list[Latents]:
@@ -143,7 +146,7 @@ class Subject:
 
     def through_routes(self, seed: int) -> Tensor:
         """Return images `[STRIP, C, H, W]` of a seed by the routes of the first seeds."""
-        routes = filters.held(self.G, torch.cat([self.z(other) for other in range(STRIP)]))
+        routes = synthesis_of(self.G, torch.cat([self.z(other) for other in range(STRIP)]))
         found = self.latents(seed)
         return self.images(replace(found, ws=found.ws[:1].expand(STRIP, -1, -1), synthesis=routes))
 
@@ -315,6 +318,18 @@ def _load_ws(G: Any, path: str, option: str) -> Tensor:
     if not ws.isfinite().all():
         raise ValueError(f"{option}={path}: w must be finite; project the image again")
     return ws
+
+
+def copy_companions(network: str, target: Path) -> list[Path]:
+    """Copy what methods keep beside a network pickle to beside another; return what was written."""
+    path = sources.fetch(newest_network(network))
+    copies = []
+    for found in companions(path):
+        copy = target.with_name(target.stem + found.name.removeprefix(path.stem))
+        with replacing(copy) as stream:
+            stream.write(found.read_bytes())
+        copies.append(copy)
+    return copies
 
 
 def strips(subject: Subject, seeds: Sequence[int]) -> Iterator[tuple[str, Tensor]]:

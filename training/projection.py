@@ -233,5 +233,5 @@ def tuned(
         loss = distances(embed, images, wanted).mean() + F.mse_loss(images, pixels)
         loss.backward()
         adam.step()
-        on_step(float(loss))
+        on_step(float(loss.detach()))
     return G.requires_grad_(False)

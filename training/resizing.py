@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stylegan2_fewshot.ops import downsample2d
 from stylegan2_fewshot.ops.reference import ACTIVATIONS
+from stylegan2_fewshot.plugin import rebuilders
 
 from .networks import Discriminator, Generator, resolutions_up_to
 from .pickles import NetworkPickle
@@ -102,9 +103,12 @@ def _rebuilt(net: N, **changed: Any) -> N:
     if isinstance(net, Discriminator):  # frozen layers are of the run that froze them
         blocks = {**(kwargs.get("block_kwargs") or {}), "freeze_layers": 0}
         kwargs["block_kwargs"] = blocks
+    made = {key: kwargs.pop(key) for key in rebuilders() if key in kwargs}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # G and its average get the same new layers
         new = type(net)(**kwargs)
+        for key, arguments in made.items():
+            rebuilders()[key].rebuild(new, **arguments)
     kept = {name: t for name, t in net.state_dict().items() if _fits(new.state_dict(), name, t)}
     new.load_state_dict(kept, strict=False)
     return new.train(net.training).requires_grad_(False)
