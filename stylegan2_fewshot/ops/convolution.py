@@ -48,7 +48,8 @@ def conv2d_resample(
         flip_weight: Correlate, as `torch.nn.functional.conv2d` does, instead of convolve.
         flip_filter: Correlate with `f` instead of convolve.
     """
-    if not flip_weight:
+    is_transposed = up > 1 and down == 1 and not _is_pointwise(w)
+    if flip_weight == is_transposed:  # a transposed convolution turns them once more
         w = w.flip([2, 3])
     sides = list(as_padding(padding))
     if up > 1:
@@ -173,6 +174,7 @@ def _is_pointwise(w: Tensor) -> bool:
 
 
 def _transposed(w: Tensor, groups: int) -> Tensor:
-    """Return weights for a correlation as those of a transposed convolution."""
-    turned = w.flip([2, 3]).reshape(groups, -1, *w.shape[1:]).transpose(1, 2)
-    return turned.flatten(0, 1)
+    """Return weights for a convolution as those of a transposed one."""
+    if groups == 1:
+        return w.transpose(0, 1)
+    return w.reshape(groups, -1, *w.shape[1:]).transpose(1, 2).flatten(0, 1)

@@ -83,8 +83,7 @@ class CPUKernels(Kernels):
         gain: float,
     ) -> Tensor:
         """As `reference.upfirdn2d`; the result is channels-last."""
-        taps = (torch.outer(f, f) if f.ndim == 1 else f) * gain
-        taps = (taps if flip_filter else taps.flip([0, 1])).contiguous()
+        taps = torch.outer(f, f) if f.ndim == 1 else f.contiguous()
         (high, wide), (left, right, top, bottom) = taps.shape, padding
         size = [
             (x.shape[2] * up[1] + top + bottom - high) // down[1] + 1,
@@ -94,8 +93,9 @@ class CPUKernels(Kernels):
         y = x.new_empty(x.shape[0], *size, x.shape[1])
         pairs = [(ctypes.c_int64 * 2)(*pair) for pair in (up[::-1], down[::-1], (top, left))]
         images = x.dtype is torch.bfloat16, pixels.data_ptr(), *pixels.shape
+        filter_ = taps.data_ptr(), high, wide, flip_filter, gain
         result = y.data_ptr(), *size, torch.get_num_threads()
-        self.library.upfirdn2d(*images, taps.data_ptr(), high, wide, *pairs, *result)
+        self.library.upfirdn2d(*images, *filter_, *pairs, *result)
         return y.permute(0, 3, 1, 2)
 
     def bias_act(self, x: Tensor, b: Tensor | None, settings: BiasActSettings) -> Tensor:

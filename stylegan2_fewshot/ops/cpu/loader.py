@@ -35,7 +35,7 @@ FUNCTIONS = {
     "winograd_weight": "l" + "ia" + "llllll" + "alll" + "a" + "ali",
     "bias_act_forward": "v" + "iaa" + "lll" + "fff" + "ai",
     "bias_act_gradient": "v" + "iaa" + "l" + "fff" + "ai",
-    "upfirdn2d": "v" + "ia" + "llll" + "all" + "aaa" + "all" + "i",
+    "upfirdn2d": "v" + "ia" + "llll" + "allif" + "aaa" + "all" + "i",
 }
 _TYPES = {
     "i": ctypes.c_int32,

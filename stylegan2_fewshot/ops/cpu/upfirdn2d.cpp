@@ -69,20 +69,24 @@ void run(const T* x, int64_t count, int64_t high, int64_t wide, int64_t channels
 
 extern "C" {
 
-// y [count, out_high, out_wide, channels] from x [count, high, wide, channels] and the filter
-// f [f_high, f_wide], which correlates; channels are a multiple of LANES. Pairs are (y, x).
+// y [count, out_high, out_wide, channels] from x [count, high, wide, channels] and `gain` times the
+// filter f [f_high, f_wide], which correlates if `is_flipped`, else convolves; channels are a multiple
+// of LANES. Pairs are (y, x).
 void upfirdn2d(int32_t reduced, const void* x, int64_t count, int64_t high, int64_t wide,
-               int64_t channels, const float* f, int64_t f_high, int64_t f_wide, const int64_t* up,
-               const int64_t* down, const int64_t* before, void* y, int64_t out_high,
-               int64_t out_wide, int32_t threads) {
+               int64_t channels, const float* f, int64_t f_high, int64_t f_wide, int32_t is_flipped,
+               float gain, const int64_t* up, const int64_t* down, const int64_t* before, void* y,
+               int64_t out_high, int64_t out_wide, int32_t threads) {
+    std::vector<float> taps(f, f + f_high * f_wide);
+    if (!is_flipped) std::reverse(taps.begin(), taps.end());
+    for (float& tap : taps) tap *= gain;
     const auto rows = taps_along(high, out_high, f_high, up[0], down[0], before[0]);
     const auto columns = taps_along(wide, out_wide, f_wide, up[1], down[1], before[1]);
     if (reduced)
-        run((const bfloat16*)x, count, high, wide, channels, f, f_wide, rows, columns,
+        run((const bfloat16*)x, count, high, wide, channels, taps.data(), f_wide, rows, columns,
             (bfloat16*)y, threads);
     else
-        run((const float*)x, count, high, wide, channels, f, f_wide, rows, columns, (float*)y,
-            threads);
+        run((const float*)x, count, high, wide, channels, taps.data(), f_wide, rows, columns,
+            (float*)y, threads);
 }
 
 }  // extern "C"
