@@ -6,9 +6,43 @@ import torch
 from torch import Tensor
 
 from . import distributed
-from .plugin import Run
+from .plugin import Plugins, Run
 
 INTERVAL = 4  # iterations between two moves of p
+
+
+def default_kimg(*, kimg: float, resumed: bool, few_shot: bool) -> float:
+    """Return in how many thousands of images p can go from 0 to 1.
+
+    500, or 100 in transfer learning, as Karras et al. 2020 have it. A run of a few thousand images
+    would be over before such a p could act: with few images it is at most 5 % of the run.
+    """
+    if not resumed:
+        return 500.0
+    return min(100.0, kimg / 20) if few_shot else 100.0
+
+
+def reached(plugins: Plugins) -> str:
+    """Return a line about the p that each plugin has come to; empty where none has one."""
+    words = [f"{name} {part.p.item():.3f}" for name, part in _parts(plugins)]
+    return f"p reached: {', '.join(words)}" if words else ""
+
+
+def about_targets(plugins: Plugins) -> str:
+    """Return a line about probabilities that nothing keeps apart; empty where that is not so."""
+    settings = [(part.target, part.kimg) for _, part in _parts(plugins)]
+    if len(settings) < 2 or len(set(settings)) > 1:
+        return ""
+    names = " and ".join(name for name, _ in _parts(plugins))
+    return (
+        f"{names} have equal targets and speeds, so that both p run in parallel; give them "
+        "different targets to compare them"
+    )
+
+
+def _parts(plugins: Plugins) -> list[tuple[str, AdaptiveProbability]]:
+    named = [(name, part) for name, plugin in plugins.items() for part in plugin.modules()]
+    return [(name, part) for name, part in named if isinstance(part, AdaptiveProbability)]
 
 
 class AdaptiveProbability(torch.nn.Module):

@@ -124,6 +124,29 @@ def parse(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return plugins
 
 
+def resolve(
+    plugins: Mapping[str, Mapping[str, Any]], *, kimg: float, resumed: bool, few_shot: bool
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return the plugins with the arguments that follow from the run, and what these were.
+
+    Args:
+        plugins: Plugins that are on, with their constructor arguments.
+        kimg: Length of the run, in thousands of images.
+        resumed: Whether it starts from a network.
+        few_shot: Whether its base configuration is that for few images.
+
+    Returns:
+        The plugins, and places such as `plugins.ada.kimg`.
+    """
+    resolved, places = {name: dict(arguments) for name, arguments in plugins.items()}, []
+    for name, arguments in resolved.items():
+        found = find(name).derived(kimg=kimg, resumed=resumed, few_shot=few_shot)
+        for key in found.keys() & {key for key, value in arguments.items() if value is None}:
+            arguments[key] = found[key]
+            places.append(f"plugins.{name}.{key}")
+    return resolved, places
+
+
 def describe(values: Mapping[str, Any]) -> list[str]:
     """Return the plugins and bare options that were given as words for a run directory's name."""
     claims, words = all_options(), []

@@ -137,6 +137,17 @@ class Plugin(torch.nn.Module):
         method keeps them in a file beside it."""
         return None
 
+    @classmethod
+    def derived(cls, *, kimg: float, resumed: bool, few_shot: bool) -> dict[str, Any]:
+        """Return constructor arguments whose default follows from the run that is made.
+
+        Args:
+            kimg: Length of the run, in thousands of images.
+            resumed: Whether it starts from a network.
+            few_shot: Whether its base configuration is that for few images.
+        """
+        return {}
+
     def rng(self, step: Step | int, device: torch.device) -> torch.Generator:
         """Return this plugin's own generator, seeded anew in every iteration.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from .. import stats
-from ..adaptive import AdaptiveProbability
+from ..adaptive import AdaptiveProbability, default_kimg
 from ..augment import AugmentPipe
 from ..plugin import Plugin, Run, Step, register
 
@@ -48,7 +48,8 @@ class ADA(Plugin):
         augpipe: Transforms: one group, or several by initials (blit, geom, color, filter, noise,
             cutout).
         max_: Upper bound of p, in [0, 1].
-        kimg: Thousands of images in which p can rise from 0 to 1; 500, or 100 with --resume.
+        kimg: Thousands of images in which p can rise from 0 to 1; 500, or 100 with --resume, where
+            --cfg=fewshot takes 5 % of the run if that is less.
     """
 
     augmentation = True
@@ -68,6 +69,10 @@ class ADA(Plugin):
         flags = ("--target", "--ada-kimg", "--ada-max")
         self.probability = AdaptiveProbability(target, kimg, max_, flags=flags)
         self.pipe = create_pipe(augpipe, p=0)
+
+    @classmethod
+    def derived(cls, *, kimg: float, resumed: bool, few_shot: bool) -> dict[str, Any]:
+        return {"kimg": default_kimg(kimg=kimg, resumed=resumed, few_shot=few_shot)}
 
     def setup(self, run: Run) -> None:
         self.probability.setup(run)

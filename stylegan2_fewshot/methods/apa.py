@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import distributed, stats
-from ..adaptive import AdaptiveProbability
+from ..adaptive import AdaptiveProbability, default_kimg
 from ..plugin import Plugin, Run, Step, register
 
 SIGNALS = {"lambda_r": (1.0, 0.0), "lambda_f": (0.0, -1.0), "lambda_rf": (0.5, -0.5)}
@@ -45,7 +45,8 @@ class APA(Plugin):
 
     Args:
         target: Signal above which p rises and below which it falls, in [-1, 1].
-        kimg: Thousands of images in which p can go from 0 to 1; 500, or 100 with --resume.
+        kimg: Thousands of images in which p can go from 0 to 1; 500, or 100 with --resume, where
+            --cfg=fewshot takes 5 % of the run if that is less.
         max_: Upper bound of p, in [0, 1]; at 1, D may never see a real image.
         signal: Measure of overfitting: signs of the real logits, of the fake ones, or of both.
         signal_on: Measure it on the mixed batch, as published, or on what was not replaced.
@@ -78,6 +79,10 @@ class APA(Plugin):
         self._fakes: list[tuple[Tensor, Tensor]] = []  # one entry per micro-batch of Gmain
         self._passes: Counter[str] = Counter()
         self._replaced: Tensor | None = None
+
+    @classmethod
+    def derived(cls, *, kimg: float, resumed: bool, few_shot: bool) -> dict[str, Any]:
+        return {"kimg": default_kimg(kimg=kimg, resumed=resumed, few_shot=few_shot)}
 
     def setup(self, run: Run) -> None:
         self.adaptive.setup(run)
