@@ -144,3 +144,7 @@ def _keep(result: dict[str, Any], options: dict[str, Any]) -> None:
     elif result["kimg"] is not None and (run / "training_options.json").is_file():
         # With nimg, training that goes on from an older state knows to drop it.
         metrics.append(run, {**result, "nimg": 1000 * result["kimg"]})
+
+
+if __name__ == "__main__":
+    main()

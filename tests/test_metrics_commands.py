@@ -59,6 +59,13 @@ def lines_of(text):
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
+def test_python_m_metrics_runs_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "metrics", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "Measure the generator in NETWORK" in done.stdout
+
+
 def test_results_are_printed_and_kept_in_the_run(run_dir):
     outcome = CliRunner().invoke(command.main, arguments(run_dir, "--metrics=nn1k@colors"))
     assert outcome.exit_code == 0, outcome.output
