@@ -263,3 +263,25 @@ def test_an_eps_named_png_starts_nothing(tmp_path):
     photo(0).save(tmp_path / "in" / "b.jpg")
     said = run(tmp_path / "in", tmp_path / "out.zip", "--size=16")
     assert "unreadable, left out: 1 (a.png: cannot be read as an image (not a PNG" in said
+
+
+def test_heic_is_read_where_pi_heif_is_installed(tmp_path):
+    pytest.importorskip("pi_heif")
+    turned = (ROOT / "tests" / "golden" / "turned.heic").read_bytes()  # by EXIF, 48x64 as stored
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "IMG_0001.HEIC").write_bytes(turned)
+    run(tmp_path / "in", tmp_path / "out.zip", "--size=32")
+    assert json.loads((tmp_path / "out.json").read_text())["images"][0]["size"] == [64, 48]
+    pixels = ImageDataset(tmp_path / "out.zip")[0][0].astype(int)
+    assert (pixels[0, 1] > 200).all() and (pixels[2, -1] > pixels[0, -1]).all()
+
+
+def test_heic_without_pi_heif_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pi_heif", None)
+    photos.formats.cache_clear()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "IMG_0001.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    photo().save(tmp_path / "in" / "a.jpg")
+    said = run(tmp_path / "in", tmp_path / "out.zip", "--size=16")
+    assert "unreadable, left out: 1 (IMG_0001.HEIC: needs pi-heif: pip install pi-heif)" in said
+    photos.formats.cache_clear()
