@@ -100,6 +100,13 @@ def dhash(image: Image.Image) -> int:
     return int.from_bytes(bits.tobytes(), "big")
 
 
+def thumbnail(png: bytes) -> np.ndarray:
+    """Return a picture as 16 x 16 pixels, int16 `[16, 16, 3]`."""
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        small = _on_white(image).convert("RGB").resize((16, 16), Image.Resampling.BOX)
+    return np.asarray(small).astype(np.int16)
+
+
 def in_mode(png: bytes, mode: str) -> bytes:
     """Return a PNG with its pixels in another mode."""
     file = io.BytesIO()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
@@ -34,6 +35,7 @@ from .photos import Picture, Wanted
 
 _SLICE = 64  # photos between two commits
 _LINE_EVERY_SEC = 15
+_ALIKE = 24  # of 255: colours of near duplicates, shrunk to 16 x 16 pixels, differ by less
 
 
 @dataclass
@@ -216,16 +218,28 @@ def _plan(journal: Journal, source: Path, options: dict[str, Any]) -> Plan:
     mode = next(mode for mode in ("RGBA", "RGB", "L") if mode in modes)
     classes = _classes(entries) if options["labelling"] == "folders" else []
     hashes, quality = journal.hashes()
-    near = duplicates.dropped(hashes, quality, options["distance"])
+    are_alike = _closer_look(entries, journal)
+    pairs = [p for p in duplicates.pairs(hashes, options["distance"]) if are_alike(p[0], p[1])]
+    near = duplicates.dropped(pairs, quality)
     plan = Plan(entries, mode, classes, near if options["dedupe"] else {}, near)
     plan.aside = np.zeros(len(entries), bool)
     if number := options["heldout"]:
         stay = [i for i in range(len(entries)) if i not in plan.gone]
         if number >= len(stay):
             raise ValueError(f"--heldout={number}: there are {len(stay)} pictures; ask for fewer")
-        group = duplicates.groups(hashes, options["distance"])
+        group = duplicates.groups(pairs, len(entries))
         plan.aside[stay] = duplicates.split(group[stay], number)
     return plan
+
+
+def _closer_look(entries: Sequence[Entry], journal: Journal) -> Callable[[int, int], bool]:
+    """Return whether two pictures are about equal in colour, too: drawings often share a shape."""
+
+    @functools.lru_cache(4096)
+    def small(i: int) -> np.ndarray:
+        return photos.thumbnail(journal.png(entries[i].name)[0])
+
+    return lambda i, j: bool(np.abs(small(i) - small(j)).max() < _ALIKE)
 
 
 def _classes(entries: Sequence[Entry]) -> list[str]:
