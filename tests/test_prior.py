@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -181,14 +182,63 @@ def test_conditions_are_what_tells_features_apart():
 
 
 def test_labels_are_the_conditions_of_each_image_in_use(features, tiny_data):
-    vectors = instances.load(features).as_conditions().vectors
     dataset = ImageDataset(tiny_data, max_size=3, xflip=True, seed=1)
+    used = sorted({dataset.locate(index)[0] for index in range(6)})
+    vectors = instances.load(features).as_conditions(used).vectors
     labelled = Prior(prior=str(features)).condition(dataset)
     assert labelled.label_dim == DIM and dataset.label_dim == 0 and len(labelled) == 6
     for index in range(6):
         raw_idx, flipped = labelled.locate(index)
         expected = vectors[int(flipped), raw_idx].numpy()
         np.testing.assert_array_equal(labelled[index][1], expected)
+
+
+@pytest.mark.parametrize("xflip", [False, True])
+def test_the_center_is_that_of_the_images_in_use(features, tiny_data, xflip):
+    dataset = ImageDataset(tiny_data, max_size=3, xflip=xflip, seed=1)
+    prior = Prior(prior=str(features))
+    prior.condition(dataset)
+    found = instances.load(features).vectors
+    used = [found[int(side), row] for row, side in map(dataset.locate, range(len(dataset)))]
+    torch.testing.assert_close(prior._conditions.center, torch.stack(used).mean(0))
+
+
+def test_without_centering_labels_are_the_features(features, tiny_data):
+    dataset = ImageDataset(tiny_data)
+    labelled = Prior(prior=str(features), center=False).condition(dataset)
+    found = instances.load(features).vectors[0]
+    torch.testing.assert_close(torch.from_numpy(labelled.get_label(3)), found[3])
+
+
+def test_the_control_gives_every_image_another_ones_condition(features, tiny_data):
+    dataset = ImageDataset(tiny_data)
+    one, other = (
+        np.stack([labelled.get_label(index) for index in range(8)])
+        for labelled in (
+            Prior(prior=str(features), permute=permute).condition(dataset)
+            for permute in (False, True)
+        )
+    )
+    distances = np.abs(one[:, None] - other[None]).max(2)
+    assert (distances.argmin(0) != np.arange(8)).all()  # nobody has its own
+    assert sorted(distances.argmin(0)) == list(range(8)) and distances.min(0).max() == 0
+
+
+def test_one_image_has_nothing_to_be_told_from(features, tiny_data):
+    one = ImageDataset(tiny_data, max_size=1, xflip=True)
+    with pytest.raises(ValueError, match="one image has nothing to be told from; add images"):
+        Prior(prior=str(features)).condition(one)
+    assert Prior(prior=str(features), center=False).condition(one).label_dim == DIM
+
+
+def test_from_scratch_d_has_an_unconditional_term(options):
+    plugins = {"prior": options["plugins"]["prior"]}
+    scratch = {**options, "resume": None, "resume_from": None, "plugins": plugins}
+    D = construct(scratch)[0].D
+    mapped = D.mapping(None, instances.unit(torch.randn(5, DIM)))
+    unconditional = mapped[:, 0] / math.sqrt(D.b4.cmap_dim)
+    torch.testing.assert_close(unconditional, torch.ones(5))
+    assert mapped[:, 1:].std(0).min() > 0
 
 
 # Training

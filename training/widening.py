@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from stylegan2_fewshot.ops.reference import ACTIVATIONS
+from stylegan2_fewshot.methods.prior.projection import add_unconditional_term
 
 from .networks import Discriminator, Generator, MappingNetwork, normalize_2nd_moment
 
@@ -59,8 +59,5 @@ def _ignore_label(mapping: MappingNetwork, constant: Tensor) -> None:
 
 
 def _ignore_projection(D: Discriminator) -> None:
-    last = getattr(D.mapping, f"fc{D.mapping.num_layers - 1}")
-    first_number = math.sqrt(D.b4.cmap_dim)  # which the logit is divided by again
-    last.weight[0] = 0
-    last.bias[0] = first_number / ACTIVATIONS[last.activation].gain / last.bias_gain
+    add_unconditional_term(D)
     D.b4.out.weight[1:] = 0

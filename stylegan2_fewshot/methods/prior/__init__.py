@@ -8,7 +8,18 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ...plugin import Plugin, Run, register
-from .instances import Instances, beside, companion, conditions_of, labels_of, load, save
+from .instances import (
+    Instances,
+    beside,
+    companion,
+    conditions_of,
+    labels_of,
+    load,
+    permuted,
+    rows_of,
+    save,
+)
+from .projection import add_unconditional_term
 
 
 @register("prior")
@@ -16,21 +27,26 @@ class Prior(Plugin):
     """Condition G and D on a pretrained network's view of each image (data instance prior).
 
     Mangla et al., WACV 2022 (arXiv 2012.04256). The label of an image is its feature vector, less
-    the mean over the data set, so that what comes out is an ordinary conditional network. An
-    unconditional source is widened, and its images and logits are the same at first. Beside every
+    the mean over the images in use, so that what comes out is an ordinary conditional network. An
+    unconditional source is widened, and its images and logits are the same at first; from scratch,
+    D has the paper's unconditional term. Beside every
     snapshot lies what sampling needs, as `*.prior.npz`: conditions seen in training, at most 1000,
     and that mean.
 
     Args:
         prior: File of `python -m tools.features`, of these training images.
+        center: Take away the mean of the features of the images in use, which is not the paper's.
+        permute: Give every image another one's features: the control, in which they cannot help.
     """
 
     neutral: ClassVar = {"prior": None}
     companion = ".prior.npz"
 
-    def __init__(self, *, prior: str | None = None) -> None:
+    def __init__(
+        self, *, prior: str | None = None, center: bool = True, permute: bool = False
+    ) -> None:
         super().__init__()
-        self.prior = prior
+        self.prior, self.center, self.permute = prior, center, permute
         self._conditions: Instances | None = None
 
     @classmethod
@@ -46,8 +62,17 @@ class Prior(Plugin):
             raise ValueError(f"--prior={self.prior}: of a network; give those of a data set")
         if dataset.label_dim:
             raise ValueError("--prior brings its own labels; leave --cond away")
-        of_files = features.as_conditions()
-        conditioned = dataset.with_labels(labels_of(dataset, of_files))
+        rows = rows_of(dataset, features)
+        if len(rows) < 2 and (self.center or self.permute):
+            raise ValueError(
+                "--prior: one image has nothing to be told from; add images, or --no-prior-center "
+                "without --prior-permute"
+            )
+        of_files = features.as_conditions(
+            list(rows.values()), mirrored=dataset.xflip, centered=self.center
+        )
+        shown = permuted(rows) if self.permute else rows
+        conditioned = dataset.with_labels(labels_of(dataset, of_files.vectors, shown))
         meta = {key: value for key, value in features.meta.items() if key != "files"}
         self._conditions = Instances(conditions_of(conditioned), meta, of_files.center)
         return conditioned
@@ -57,7 +82,9 @@ class Prior(Plugin):
             return
         if self._conditions is None:
             raise ValueError("--prior: this training loop does not hand its labels to G and D")
-        if run.resumed and (kept := beside(Path(run.resumed))):
+        if run.resumed is None:
+            add_unconditional_term(run.D)
+        elif kept := beside(Path(run.resumed)):
             mine, theirs = self._conditions.meta, kept.meta
             if mine["backbone_sha256"] != theirs["backbone_sha256"]:
                 raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,24 @@ class Instances:
     meta: dict[str, Any]
     center: Tensor | None = None
 
-    def as_conditions(self) -> Instances:
-        """Return the conditions that these features give: without their mean, of unit length.
+    def as_conditions(
+        self, rows: Sequence[int] | None = None, *, mirrored: bool = True, centered: bool = True
+    ) -> Instances:
+        """Return the conditions that these features give, of unit length.
 
         Features of different images share most of their direction (a mean cosine of 0.7 with
         MobileNetV2 on drawings), and what they share tells no image from another.
+
+        Args:
+            rows: Images in use; None for all.
+            mirrored: Whether their mirror images are in use as well.
+            centered: Whether to take away the mean of those in use, which the paper does not do.
         """
-        mean = self.vectors.flatten(0, -2).mean(0)
-        return Instances(unit(self.vectors - mean), self.meta, mean)
+        used = self.vectors if rows is None else self.vectors[:, list(rows)]
+        used = used if mirrored else used[:1]
+        mean = used.flatten(0, -2).mean(0)
+        center = mean if centered else torch.zeros_like(mean)
+        return Instances(unit(self.vectors - center), self.meta, center)
 
     def condition_of(self, features: Tensor) -> Tensor:
         """Return the conditions `[N, F]` of other images, of their features `[N, F]`."""
@@ -110,24 +121,44 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def labels_of(dataset: Any, instances: Instances) -> np.ndarray:
-    """Return conditions as labels `[2, files, F]` of a data set; zeros where it uses no image.
+def rows_of(dataset: Any, instances: Instances) -> dict[str, int]:
+    """Return the row of each image that a data set uses, by name.
 
     Raises:
-        ValueError: An image in use is not among those that the conditions are of.
+        ValueError: An image in use is not among those that the features are of.
     """
     files = instances.meta.get("files", {})
+    rows = {name: row for row, name in enumerate(files)}
+    used = {}
     for name, data in dataset.files():
         if files.get(name) != digest(data):
             raise ValueError(
                 f"--prior: holds no features of {name} as it is in {dataset.path}; compute those "
                 f"of this data set: {_COMMAND} {dataset.path}"
             )
-    rows = {name: row for row, name in enumerate(files)}
+        used[name] = rows[name]
+    return used
+
+
+def labels_of(dataset: Any, vectors: Tensor, rows: Mapping[str, int]) -> np.ndarray:
+    """Return conditions as labels `[2, files, F]` of a data set; zeros where it uses no image.
+
+    Args:
+        dataset: The data set.
+        vectors: Conditions `[2, N, F]`.
+        rows: Which of them is that of a file, by its name.
+    """
     known = [i for i, name in enumerate(dataset.file_names) if name in rows]
-    labels = np.zeros((2, len(dataset.file_names), instances.vectors.shape[-1]), np.float32)
-    labels[:, known] = instances.vectors[:, [rows[dataset.file_names[i]] for i in known]].numpy()
+    labels = np.zeros((2, len(dataset.file_names), vectors.shape[-1]), np.float32)
+    labels[:, known] = vectors[:, [rows[dataset.file_names[i]] for i in known]].numpy()
     return labels
+
+
+def permuted(rows: Mapping[str, int]) -> dict[str, int]:
+    """Return the same rows for other names, none for its own if there are two or more."""
+    names = list(rows)
+    order = [names[i] for i in np.random.RandomState(0).permutation(len(names))]
+    return {name: rows[order[i - 1]] for i, name in enumerate(order)}
 
 
 def conditions_of(dataset: Any) -> Tensor:
