@@ -100,8 +100,8 @@ def _grids(folder: Path) -> dict[float, Path]:
     first = folder / "fakes_init.png"
     found = {0.0: first} if first.is_file() else {}
     for path in sorted(folder.glob("fakes*.png")):
-        if match := re.fullmatch(r"fakes(\d+)\.png", path.name):
-            found[float(match[1])] = path
+        if match := re.fullmatch(r"fakes(\d+)(?:-(\d{3}))?\.png", path.name):
+            found[float(match[1]) + int(match[2] or 0) / 1000] = path
     return found
 
 
