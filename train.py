@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
 from metrics import trust
-from stylegan2_fewshot import Plugins
 from stylegan2_fewshot.ops.selection import MODES
-from stylegan2_fewshot.options import PluginCommand, all_options, parse
-from training import presets, run_dir
+from stylegan2_fewshot.options import Finite, PluginCommand, UserPath
+from training import presets, resolve
 
 COUNT = click.IntRange(min=1)
-NOT_NEGATIVE = click.FloatRange(min=0)
-POSITIVE = click.FloatRange(min=0, min_open=True)
+NOT_NEGATIVE = Finite(min=0)
+POSITIVE = Finite(min=0, min_open=True)
 SEED = click.IntRange(min=0, max=2**31 - 1)
-FOLDER_OR_FILE = click.Path(exists=True)
+FOLDER_OR_FILE = UserPath(exists=True)
 
 
 @click.command(cls=PluginCommand, context_settings={"max_content_width": 100})
 # What, where, how long.
-@click.option("--outdir", type=click.Path(path_type=Path), required=True, help="Folder for runs.")
+@click.option("--outdir", type=UserPath(path_type=Path), required=True, help="Folder for runs.")
 @click.option("--data", type=FOLDER_OR_FILE, required=True, help="Images: a folder or a ZIP.")
 @click.option("--gpus", type=COUNT, help="Processes that train together.  [default: 1]")
-@click.option("--snap", type=COUNT, default=50, help="Ticks between snapshots.", show_default=True)
+@click.option("--snap", type=COUNT, help="Ticks between snapshots.  [default: 50]")
 @click.option("--tick", type=POSITIVE, help="kimg between status lines.  [default: 4]")
-@click.option("--kimg", type=COUNT, help="Duration; 25000, or 100000 with --cfg=cifar.")
+@click.option("--kimg", type=POSITIVE, help="Duration; 25000, or 100000 with --cfg=cifar.")
 @click.option("--seed", type=SEED, default=0, help="Seed of all that is random.", show_default=True)
-@click.option("-n", "--dry-run", is_flag=True, help="Print the options as JSON, and end.")
+@click.option("-n", "--dry-run", is_flag=True, help="Check all, print the options, and end.")
+@click.option("--estimate", is_flag=True, help="Try a few iterations; say time, memory and disk.")
 @click.option("--fresh", is_flag=True, help="Start anew even where an equal run was interrupted.")
-@click.option("--metrics", default="fid50k_full", help="Names, or none.", show_default=True)
+@click.option("--metrics", help="Names, or none.  [default: fid50k_full]")
 @click.option("--metricdata", type=FOLDER_OR_FILE, help="Images to measure against, if others.")
 @click.option("--patience", type=COUNT, help="Stop after N snapshots that bring no improvement.")
 # Data.
@@ -41,8 +40,12 @@ FOLDER_OR_FILE = click.Path(exists=True)
 @click.option("--subset", type=COUNT, help="Train with N of the images.  [default: all]")
 @click.option("--mirror", type=bool, default=False, help="Add the mirror image of every image.")
 # Networks and optimization.
-@click.option("--cfg", type=click.Choice(presets.NAMES), help="Base configuration. [default: auto]")
-@click.option("--resume", help="Network pickle to start from: path, URL, or a name as ffhq256.")
+@click.option(
+    "--cfg",
+    type=click.Choice(presets.NAMES),
+    help="Base configuration; fewshot fits few images. [default: auto]",
+)
+@click.option("--resume", help="Network to start from: path, run, URL, or a name as ffhq256.")
 @click.option(
     "--resume-from",
     type=click.Choice(["g", "g_ema"]),
@@ -81,146 +84,33 @@ FOLDER_OR_FILE = click.Path(exists=True)
 @click.option("--allow-tf32", type=bool, default=False, help="Let float32 products use TF32.")
 @click.option("--workers", type=click.IntRange(min=0), default=3, help="Loading processes.")
 @trust.options
-def main(outdir: Path, dry_run: bool, fresh: bool, **values: Any) -> None:
+def main(outdir: Path, dry_run: bool, estimate: bool, fresh: bool, **values: Any) -> None:
     """Train a GAN on few images, from scratch or from the network in a pickle.
 
     \b
     Ten images turn a network that draws one thing into one that draws another:
-      python train.py --outdir=runs --data=ten.zip --resume=ffhq256 --aug=apa --ewc-lambda=5e8
+      python train.py --outdir=runs --data=ten.zip --resume=ffhq256 --cfg=fewshot
 
-    The same command again goes on where it was interrupted. --dry-run shows what would be done.
+    The same command resumes where it was interrupted, a larger --kimg trains on. --dry-run shows
+    what would be done, --estimate how long it would take.
     """
-    options, gpus = training_options(values)
+    found = resolve.resolve(values)
+    if resolve.is_first():
+        for note in [*found.dataset.notes, *found.notes]:
+            click.echo(note, err=True)
     if dry_run:
-        click.echo(json.dumps(options, indent=2))
-        return
-    from training.launch import launch
+        from training.dry_run import check
 
-    launch(options, outdir=outdir, fresh=fresh, gpus=gpus)
+        click.echo(check(found.options, found.dataset), err=True)
+        click.echo(json.dumps(found.options, indent=2))
+    elif estimate:
+        from training.estimate import estimate as measure
 
+        click.echo(measure(found.options, found.dataset))
+    else:
+        from training.launch import launch
 
-def training_options(values: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """Return the options of the run as a plain dict, and the number of processes.
-
-    Args:
-        values: What the command line says, by option; None where it says nothing.
-
-    Raises:
-        ValueError: A user's mistake.
-    """
-    given = {key: value for key, value in values.items() if value is not None}
-    methods = {key: given[key] for key in given if key == "aug" or key in all_options()}
-    plugins = parse(methods if "aug" in methods else {"aug": "ada", **methods})
-    Plugins.create(plugins)  # a constructor refuses what it cannot do
-    gpus = _number_of_processes(given.get("gpus"))
-    dataset, resolution = _dataset(values)
-    named = {"cfg": "auto", **given, "gpus": gpus}
-    overrides = {key: given[key] for key in presets.OPTIONS if key in given}
-    chosen = presets.settings(named["cfg"], resolution=resolution, gpus=gpus, **overrides)
-    if note := presets.about_batch(named["cfg"], resolution=resolution, gpus=gpus, **overrides):
-        click.echo(note, err=True)
-    options = {
-        "seed": values["seed"],
-        "device": values["device"],
-        "ops": values["ops"],
-        "dataset": dataset,
-        **presets.expand(
-            chosen,
-            precision=_precision(values),
-            nhwc=values["nhwc"],
-            resume=_source(values["resume"]),
-        ),
-        "resume_from": _resume_from(values, plugins),
-        "plugins": plugins,
-        "external": list(values["plugin"]),
-        "explicit": presets.explicit(given),
-        "snapshot_ticks": values["snap"],
-        "metrics": _metrics(values["metrics"]),
-        "metric_data": values["metricdata"],
-        "workers": values["workers"],
-        "allow_tf32": values["allow_tf32"],
-        "benchmark": not values["nobench"],
-        "patience": values["patience"],
-        **_trust(values),
-    }
-    return {"name": run_dir.name_of(options, named, methods), **options}, gpus
-
-
-def _dataset(values: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """Check the images; return the data set's arguments and their resolution."""
-    from training.dataset import ImageDataset
-
-    arguments = {
-        "path": values["data"],
-        "use_labels": values["cond"],
-        "max_size": values["subset"],
-        "xflip": values["mirror"],
-        "seed": values["seed"],
-    }
-    first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes looks at every file
-    dataset = ImageDataset(**arguments, check=first)
-    if first:
-        click.echo("".join(f"{note}\n" for note in dataset.notes), err=True, nl=False)
-    number = len(dataset.file_names)
-    if values["subset"] and values["subset"] > number:
-        raise ValueError(f"--subset={values['subset']}: there are {number} images; ask for fewer")
-    return arguments, dataset.resolution
-
-
-def _number_of_processes(gpus: int | None) -> int:
-    """Return how many processes train together: as many as torchrun started, or --gpus."""
-    started = int(os.environ.get("WORLD_SIZE", gpus or 1))
-    if gpus not in (None, started):
-        raise ValueError(f"--gpus={gpus}, but torchrun started {started}; leave --gpus away")
-    return started
-
-
-def _metrics(text: str) -> list[str]:
-    """Return the names of the metrics; one that there is not is a mistake."""
-    from metrics import registry
-
-    names = [] if text == "none" else text.split(",")
-    for name in names:
-        registry.find(name)
-    return names
-
-
-def _trust(values: dict[str, Any]) -> dict[str, Any]:
-    """Return what is said about detectors that are programs, if anything is."""
-    said = trust.Trust(values["trust_backbone"], values["backbone_sha256"])
-    return {"trust": vars(said)} if said != trust.NOBODY else {}
-
-
-def _precision(values: dict[str, Any]) -> str:
-    if values["fp32"] and values["precision"] not in ("auto", "fp32"):
-        raise ValueError(f"--fp32 contradicts --precision={values['precision']}; drop one")
-    return "fp32" if values["fp32"] else values["precision"]
-
-
-def _source(resume: str | None) -> str | None:
-    """Return the network to start from; a path that does not exist is a mistake."""
-    if resume in (None, "noresume"):
-        return None
-    from training.sources import SHORT_NAMES
-
-    if resume in SHORT_NAMES or resume.startswith(("http://", "https://")):
-        return resume
-    if not Path(resume).expanduser().is_file():
-        names = ", ".join(SHORT_NAMES)
-        raise ValueError(f"--resume={resume}: no such file; give a path, a URL, or one of {names}")
-    return resume
-
-
-def _resume_from(values: dict[str, Any], plugins: dict[str, Any]) -> str | None:
-    """Return which generator of the source network G starts as, G or G_ema."""
-    chosen, resume = values["resume_from"], values["resume"]
-    if resume in (None, "noresume"):
-        if chosen:
-            raise ValueError(f"--resume-from={chosen} needs --resume, the network to start from")
-        return None
-    if chosen:
-        return {"g": "G", "g_ema": "G_ema"}[chosen]
-    return Plugins.create(plugins).resumes_from
+        launch(found.options, outdir=outdir, fresh=fresh, gpus=found.gpus)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,11 @@ def fetch(url: str, *, sha256: str | None = None) -> Path:
     return path
 
 
+def is_downloaded(url: str) -> bool:
+    """Return whether `fetch` would find a URL's copy on this machine."""
+    return (cache.folder() / _file_name(url)).is_file()
+
+
 def _file_name(url: str) -> str:
     """Name the copy of `url`: legible, safe on every file system, and its own for each URL."""
     name = PurePosixPath(unquote(urlsplit(url).path)).name

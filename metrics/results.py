@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 from pathlib import Path
 from typing import Any
 
-from stylegan2_fewshot.files import write_text
+from stylegan2_fewshot.files import json_line, write_text
 
 
 def value(result: dict[str, Any]) -> float:
     """Return the value to judge a result by."""
-    return float(next(iter(result["results"].values())))
+    first = next(iter(result["results"].values()))
+    return math.nan if first is None else float(first)
 
 
 def is_better(result: dict[str, Any], other: dict[str, Any] | None) -> bool:
@@ -29,7 +31,7 @@ def is_better(result: dict[str, Any], other: dict[str, Any] | None) -> bool:
 def append(folder: str | os.PathLike[str], result: dict[str, Any]) -> Path:
     """Add a result to the file of its metric, and return the path; the file is always complete."""
     path = Path(folder) / f"metric-{result['metric']}.jsonl"
-    write_text(path, "".join(json.dumps(line) + "\n" for line in [*_lines(path), result]))
+    write_text(path, "".join(json_line(line) + "\n" for line in [*_lines(path), result]))
     return path
 
 
@@ -47,6 +49,15 @@ def read(folder: str | os.PathLike[str]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text() if path.is_file() else ""
-    # After the last line break may be half a line, of a training that is writing or was killed.
-    return [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    # Half a line is of a training that is writing or was killed; others are not results, either.
+    found = (_result(line) for line in text.rpartition("\n")[0].splitlines())
+    return [result for result in found if result is not None]
+
+
+def _result(line: str) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(line)
+        if isinstance(found, dict) and isinstance(found.get("results"), dict):
+            return found
+    return None

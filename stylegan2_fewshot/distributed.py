@@ -5,15 +5,41 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as td
 from torch import multiprocessing
 from torch.multiprocessing.spawn import ProcessExitedException
+
+
+@contextlib.contextmanager
+def passing_on_signals() -> Iterator[list[int]]:
+    """Pass SIGTERM on to the processes that `spawn` starts, and wait for them.
+
+    Ctrl-C reaches them from the terminal. Yields the signals that came, a list that grows.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if number == signal.SIGTERM:
+            for child in multiprocessing.active_children():
+                if child.pid is not None:
+                    os.kill(child.pid, number)
+
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    previous = {kind: signal.signal(kind, note) for kind in kinds}
+    try:
+        yield received
+    finally:
+        for kind, handler in previous.items():
+            signal.signal(kind, handler)
 
 
 def spawn(work: Callable[..., None], arguments: tuple[Any, ...], processes: int) -> None:
@@ -32,7 +58,12 @@ def spawn(work: Callable[..., None], arguments: tuple[Any, ...], processes: int)
             _be_rank, (work, arguments, processes, port), nprocs=processes
         )
     except ProcessExitedException as ended:
-        raise SystemExit(ended.exit_code) from None
+        if ended.signal_name:
+            why = f"process {ended.error_index} was killed by {ended.signal_name}"
+            hint = " (out of memory?)" if ended.signal_name == "SIGKILL" else ""
+            print(f"Error: {why}{hint}; the same command resumes from the last checkpoint",
+                  file=sys.stderr, flush=True)  # fmt: skip
+        raise SystemExit(ended.exit_code if ended.exit_code >= 0 else 1) from None
 
 
 def _be_rank(
@@ -153,6 +184,12 @@ def average_gradients(params: Iterable[torch.nn.Parameter]) -> None:
     flat /= world_size()
     for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):  # type: ignore[no-untyped-call]
         grad.copy_(part.view_as(grad))
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def memory_gb(device: torch.device) -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _MOST_REASON = 300  # characters of what a decoder says
 
@@ -22,13 +25,53 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with new.open("wb") as stream:
+        with naming(path), new.open("wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Have an error that says that a disk is full say which file it was to hold."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        causes = (error, error.__cause__, error.__context__)  # torch.save wraps it
+        numbers = [cause.errno for cause in causes if isinstance(cause, OSError)]
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            if number in numbers:
+                raise DiskFull(number, os.strerror(number), os.fspath(path)) from error
+        raise
+
+
+class DiskFull(OSError):
+    """There is no room for a file, which is absent or as it was."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}; the same command resumes once there is room"
+
+
+def append_json(path: str | os.PathLike[str], entry: Mapping[str, Any]) -> None:
+    """Append a line of JSON; a number that is not finite becomes null."""
+    with naming(path), open(path, "a") as stream:
+        stream.write(json_line(entry) + "\n")
+
+
+def json_line(value: Any) -> str:
+    """Return a value as strict JSON, with null for numbers that are not finite."""
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

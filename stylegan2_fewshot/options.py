@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import os
 import re
 import types
 from collections.abc import Mapping
@@ -16,10 +18,39 @@ from .files import printable
 from .plugin import Plugin, find, load_external, registry
 
 _OPTIONS = f"{__name__}.options"
+
+
+class UserPath(click.Path):
+    """A path in which `~` is the home directory; a shell expands it at the start of words only."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(os.path.expanduser(value), param, ctx)
+
+
+class Text(click.types.StringParamType):
+    """Text in which a leading `~/` is the home directory, for options that name files."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = super().convert(value, param, ctx)
+        return os.path.expanduser(text) if str(text).startswith("~/") else text
+
+
+class Finite(click.FloatRange):
+    """A number that is neither NaN nor infinite, within bounds."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
 SCALARS: dict[Any, click.ParamType[Any]] = {
-    float: click.FLOAT,
+    float: Finite(),
     int: click.INT,
-    str: click.STRING,
+    str: Text(),
     bool: click.BOOL,
 }
 

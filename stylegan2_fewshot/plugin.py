@@ -91,6 +91,8 @@ class Run:
         source: G and D as they are in that pickle, where those that are trained have been widened.
         origins: What parameters of G were in the source, by name, where a plugin that rebuilds has
             added noise to them; it notes them here.
+        estimates: Whether to estimate what takes long; otherwise nothing will be trained, or a
+            checkpoint follows that holds it.
     """
 
     G: torch.nn.Module
@@ -104,6 +106,7 @@ class Run:
     G_ema: torch.nn.Module | None = None
     source: tuple[torch.nn.Module, torch.nn.Module] | None = None
     origins: dict[str, Tensor] = field(default_factory=dict)
+    estimates: bool = True
 
 
 class Plugin(torch.nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,21 @@ def report(name: str, value: Tensor | float) -> None:
     sums = torch.stack(
         [torch.full_like(value.sum(), value.numel()), value.sum(), value.square().sum()]
     )
-    _SUMS[name] = _SUMS[name] + sums if name in _SUMS else sums
+    _SUMS[name] = _SUMS[name].to(sums.device) + sums if name in _SUMS else sums
+
+
+def pending() -> dict[str, list[float]]:
+    """Return what this rank was told since the last `collect`: number, sum, sum of squares."""
+    return {name: sums.tolist() for name, sums in _SUMS.items()}
+
+
+def restore(parts: Iterable[Mapping[str, Sequence[float]]]) -> None:
+    """Forget what was reported, and take over the sum of what ranks had `pending`."""
+    _SUMS.clear()
+    for part in parts:
+        for name, sums in part.items():
+            tensor = torch.tensor(sums, dtype=torch.float32)
+            _SUMS[name] = _SUMS[name] + tensor if name in _SUMS else tensor
 
 
 def collect() -> dict[str, Moments]:

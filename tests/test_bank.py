@@ -167,7 +167,7 @@ def options_with(tiny_options, **options):
 def test_training_from_scratch_saves_averages_and_goes_on(tiny_options, tmp_path):
     options = options_with(tiny_options)
     train(options, tmp_path, CPU)
-    saved = pickles.load(tmp_path / "network-snapshot-000000.pkl")
+    saved = pickles.load(tmp_path / "network-snapshot-000000-024.pkl")
     start, _ = training_loop.construct(options, ImageDataset(**options["dataset"]), CPU)
     assert banks_of(saved.G) == {"size": 5, "layers": candidates(saved.G)[:2]}
     first = dict(start.G.synthesis.named_parameters())
@@ -177,7 +177,7 @@ def test_training_from_scratch_saves_averages_and_goes_on(tiny_options, tmp_path
             now = saved.G.synthesis.get_parameter(name)
             assert (mean - first[name]).norm() <= (now - first[name]).norm()
             assert torch.equal(start.G_ema.synthesis.get_parameter(name), first[name])
-    resumed = {**options, "resume": str(tmp_path / "network-snapshot-000000.pkl")}
+    resumed = {**options, "resume": str(tmp_path / "network-snapshot-000000-024.pkl")}
     again, _ = training_loop.construct(resumed, ImageDataset(**options["dataset"]), CPU)
     for name, value in again.G.state_dict().items():
         assert torch.equal(value, saved.G.state_dict()[name]), name
@@ -191,7 +191,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tiny_options, tmp_path, mo
         run_dir.mkdir()
         for kimg in [*shorter, options["total_kimg"]]:
             train({**options, "total_kimg": kimg}, run_dir, CPU)
-        states.append(torch.load(run_dir / "checkpoint-000000.pt", weights_only=True))
+        states.append(torch.load(run_dir / "checkpoint-000000-024.pt", weights_only=True))
     for name, value in states[0]["G"].items():
         assert torch.equal(value, states[1]["G"][name]), name
     moments = [state["G_opt"]["state"] for state in states]
@@ -278,7 +278,7 @@ def test_with_ewc_and_apa_sets_are_held_whatever_the_order(tiny_options, tmp_pat
         run_dir = tmp_path / names[0]
         run_dir.mkdir()
         train({**options, "total_kimg": 0.008}, run_dir, CPU)
-        state = torch.load(run_dir / "checkpoint-000000.pt", weights_only=True)
+        state = torch.load(run_dir / "checkpoint-000000-008.pt", weights_only=True)
         penalties.append(state["plugins"]["ewc.fisher_G"])
         assert state["plugins"]["ewc.anchor_G"].numel() == sum(
             value.numel()

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from training import pickles, training_loop
+from training import pickles, snapshots, training_loop
 
 CPU = torch.device("cpu")
 
@@ -22,8 +22,8 @@ def measured(monkeypatch):
         number = [3.0, 1.0, 2.0, 4.0, 5.0, 6.0][len(networks) - 1]
         yield {"metric": "toy", "results": {"toy": number}, "better": "lower", "kimg": 0}
 
-    monkeypatch.setattr(training_loop.metrics, "usable", lambda names, *_, **__: (names, []))
-    monkeypatch.setattr(training_loop.metrics, "compute", compute)
+    monkeypatch.setattr(snapshots.metrics, "usable", lambda names, *_, **__: (names, []))
+    monkeypatch.setattr(snapshots.metrics, "compute", compute)
     return networks
 
 

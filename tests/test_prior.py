@@ -138,7 +138,7 @@ def test_ewc_of_a_source_with_a_prior_draws_its_conditions(trained, tmp_path):
     kept = instances.load(companion(trained)).vectors
     torch.testing.assert_close(fisher.conditions_beside(trained), kept)
     EWC(lambda_=1.0, samples=2).setup(Run(nets.G, nets.D, resumed=str(trained)))
-    (file,) = trained.parent.glob("network-snapshot-000000.fisher-*.npz")
+    (file,) = trained.parent.glob("network-snapshot-000000-016.fisher-*.npz")
     expected = fisher.estimate(nets.G, nets.D, fisher.Settings(samples=2), labels=kept).values
     torch.testing.assert_close(fisher_file.load(file).values, expected)
     ordinary = fisher.estimate(nets.G, nets.D, fisher.Settings(samples=2)).values
@@ -256,7 +256,7 @@ def trained(options, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     training_loop.train(options, folder, CPU)
-    return folder / "network-snapshot-000000.pkl"
+    return folder / "network-snapshot-000000-016.pkl"
 
 
 def test_training_gives_a_conditional_network_and_its_conditions(trained, features, source):
@@ -298,7 +298,7 @@ def test_trains_on_two_ranks(options, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, script, json.dumps(options), runs]
     subprocess.run(command, env=environment, check=True, timeout=240)
-    (network,) = runs.glob("*/network-snapshot-000000.pkl")
+    (network,) = runs.glob("*/network-snapshot-000000-016.pkl")
     kept = instances.load(companion(network)).vectors
     assert pickles.load(network).G_ema.c_dim == DIM and kept.shape == (16, DIM)
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import train
-from training import presets, run_dir
+from training import networks, pickles, presets
 
 # What the original's `train.py --dry-run` printed, six images of each size given.
 RECORDED = json.loads((Path(__file__).parent / "golden" / "original_cli.json").read_text())
@@ -40,12 +40,23 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+    """Return a network pickle of 64x64 pixels."""
+    widths = dict(channel_base=256, channel_max=8)
+    G = networks.Generator(8, 0, 8, 64, 3, dict(num_layers=2), widths)
+    D = networks.Discriminator(0, 64, 3, **widths, epilogue_kwargs=dict(mbstd_group_size=4))
+    path = tmp_path_factory.mktemp("source") / "source.pkl"
+    pickles.save(path, G=G, D=D, G_ema=G)
+    return path
+
+
 @pytest.fixture
-def dry_run(data, tmp_path, monkeypatch):
+def dry_run(data, source, tmp_path, monkeypatch):
     """Return a function that runs train.py --dry-run: the options, or the message of a mistake."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.pkl").touch()
+    (tmp_path / "x.pkl").symlink_to(source)
 
     def run(*args, resolution=64):
         args = ["--outdir=runs", f"--data={data(resolution)}", "--dry-run", *args]
@@ -137,13 +148,13 @@ def test_methods_and_name(dry_run):
 def test_world_size_of_torchrun_counts(dry_run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert dry_run("--batch=32")["batch_gpu"] == 16
-    assert dry_run("--gpus=4") == "--gpus=4, but torchrun started 2; leave --gpus away"
+    assert dry_run("--gpus=4") == "--gpus=4, but torchrun started 2; drop --gpus"
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("--kimg=0", "'--kimg': 0 is not in the range x>=1."),
+        ("--kimg=0", "'--kimg': 0.0 is not in the range x>0."),
         ("--gpus=3", "--batch=64 must be a multiple of the 3 GPUs; change either"),
         ("--gpus=2 --batch=7", "--batch=7 must be a multiple of the 2 GPUs; change either"),
         ("--gpus=8 --batch=4", "--batch=4 must be a multiple of the 8 GPUs; change either"),
@@ -211,45 +222,6 @@ def test_presets_fit_one_gpu_and_eight(cfg):
     for gpus in (1, 2):
         chosen = presets.settings(cfg, resolution=256, gpus=gpus)
         assert chosen.batch % (chosen.batch_gpu * gpus) == 0
-
-
-@pytest.fixture
-def finished(monkeypatch):
-    """Let a run count as finished that has a file named `end`."""
-    loop = SimpleNamespace(is_finished=lambda run: (run / "end").exists())
-    monkeypatch.setitem(sys.modules, "training.training_loop", loop)
-
-
-def test_run_directories_are_numbered(finished, tmp_path):
-    (tmp_path / "00041").mkdir()
-    (tmp_path / "notes").mkdir()
-    run, resumed = run_dir.choose(tmp_path, {"name": "a-auto1"})
-    assert (run.name, resumed) == ("00042-a-auto1", False)
-    assert json.loads((run / "training_options.json").read_text()) == {"name": "a-auto1"}
-    assert [path.name for path in run.iterdir()] == ["training_options.json"]
-    assert run_dir.choose(tmp_path / "new" / "place", {"name": "a"})[0].name == "00000-a"
-
-
-def test_an_unfinished_equal_run_goes_on(finished, tmp_path):
-    options = {"name": "a", "plugins": {"ada": {"target": 0.6}, "apa": {}}}
-    first, _ = run_dir.choose(tmp_path, options)
-    assert run_dir.choose(tmp_path, options) == (first, True)
-    assert run_dir.choose(tmp_path, {**options, "seed": 1})[1] is False
-    swapped = {**options, "plugins": {"apa": {}, "ada": {"target": 0.6}}}
-    assert run_dir.choose(tmp_path, swapped)[1] is False  # another order of augmentations
-    second, resumed = run_dir.choose(tmp_path, options, fresh=True)
-    assert second != first and not resumed
-    assert run_dir.choose(tmp_path, options) == (second, True)  # the newest
-    (second / "end").touch()
-    assert run_dir.choose(tmp_path, options) == (first, True)
-    (first / "end").touch()
-    assert run_dir.choose(tmp_path, options)[1] is False
-
-
-def test_a_directory_without_complete_options_is_passed_by(finished, tmp_path):
-    run, _ = run_dir.choose(tmp_path, {"name": "a"})
-    (run / "training_options.json").write_text('{"name": ')
-    assert run_dir.choose(tmp_path, {"name": "a"})[1] is False
 
 
 def test_help_is_there_at_once():

@@ -21,7 +21,8 @@ from stylegan2_fewshot.fisher import file as fisher_file
 from stylegan2_fewshot.loss import StyleGAN2Loss
 from training import checkpoint, networks, pickles, run_log, training_loop
 from training.launch import launch
-from training.training_loop import Interrupted, train
+from training.stopping import Interrupted, Requests
+from training.training_loop import train
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -61,14 +62,14 @@ def uninterrupted(tiny_options, tmp_path):
 
 def test_a_run_leaves_what_it_should(uninterrupted):
     names = {path.name for path in uninterrupted.iterdir()}
-    assert {"reals.png", "fakes_init.png", "fakes000000.png", "log.txt", "stats.jsonl"} <= names
-    assert {"network-snapshot-000000.pkl", "checkpoint-000000.pt", "finished.json"} <= names
+    assert {"reals.png", "fakes_init.png", "fakes000000-024.png", "log.txt", "stats.jsonl"} <= names
+    assert {"network-snapshot-000000-024.pkl", "checkpoint-000000-024.pt", "finished.json"} <= names
     assert not [name for name in names if name.endswith(".part")]
     lines = [json.loads(line) for line in (uninterrupted / "stats.jsonl").read_text().splitlines()]
     assert [line["nimg"] for line in lines] == [8, 16, 24]
     assert all(line["Augment/ada_p"]["num"] > 0 for line in lines)
     assert lines[-1]["Loss/scores/real"]["num"] > 0
-    saved = pickles.load(uninterrupted / "network-snapshot-000000.pkl")
+    saved = pickles.load(uninterrupted / "network-snapshot-000000-024.pkl")
     state = final_state(uninterrupted)
     assert state["cur_nimg"] == 24
     for key in ("G", "D", "G_ema"):
@@ -81,6 +82,9 @@ class Board(list):
 
     def add_scalar(self, name, value, global_step):
         self.append((name, value))
+
+    def add_image(self, name, pixels, global_step, dataformats):
+        self.append((name, pixels.shape))
 
     def flush(self):
         pass
@@ -103,6 +107,7 @@ def test_p_signals_and_logits_are_in_stats_status_line_and_tensorboard(
     line = json.loads((tmp_path / "stats.jsonl").read_text().splitlines()[-1])
     means = {label: line[name]["mean"] for label, name in labels.items()}
     assert {label: dict(board)[name] for label, name in labels.items()} == means
+    assert dict(board)["fakes"][2] == 3  # pictures, too
     words = re.search("^tick 2 .*$", capsys.readouterr().out, re.MULTILINE)[0].split()
     assert {k: words[words.index(k) + 1] for k in labels} == {
         k: f"{mean:.3f}" for k, mean in means.items()
@@ -135,11 +140,11 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     train(tiny_options, run_dir, CPU)
     assert training_loop.is_finished(run_dir)
     assert_same_state(final_state(run_dir), final_state(uninterrupted))
-    assert (run_dir / "fakes000000.png").read_bytes() == (
-        uninterrupted / "fakes000000.png"
+    assert (run_dir / "fakes000000-024.png").read_bytes() == (
+        uninterrupted / "fakes000000-024.png"
     ).read_bytes()
     mine, theirs = (
-        pickles.load(d / "network-snapshot-000000.pkl") for d in (run_dir, uninterrupted)
+        pickles.load(d / "network-snapshot-000000-024.pkl") for d in (run_dir, uninterrupted)
     )
     assert_same_state(dict(mine.G_ema.state_dict()), dict(theirs.G_ema.state_dict()))
     lines = (run_dir / "stats.jsonl").read_text().splitlines()
@@ -210,7 +215,7 @@ def test_old_checkpoints_go(tmp_path):
 
 
 def test_resume_takes_the_networks_of_a_pickle(uninterrupted, tiny_options, tmp_path):
-    source = uninterrupted / "network-snapshot-000000.pkl"
+    source = uninterrupted / "network-snapshot-000000-024.pkl"
     options = {
         **tiny_options,
         "resume": str(source),
@@ -241,7 +246,7 @@ def test_a_source_is_channels_last_where_asked(tiny_options, tmp_path, nhwc):
 
 
 def test_contradicting_the_source_is_refused(uninterrupted, tiny_options):
-    source = str(uninterrupted / "network-snapshot-000000.pkl")
+    source = str(uninterrupted / "network-snapshot-000000-024.pkl")
     options = {**tiny_options, "resume": source, "explicit": {"G.z_dim": "--zdim=9"}}
     options["G"] = {**options["G"], "z_dim": 9}
     dataset = training_loop.ImageDataset(**options["dataset"])
@@ -421,10 +426,10 @@ def test_ctrl_c_is_for_the_ranks_to_answer(tiny_options, tmp_path, monkeypatch):
 
 
 def test_processes_that_load_images_leave_signals_to_the_loop(capfd):
-    with training_loop._stop_requests() as stop:
+    with Requests() as requests:
         if (child := os.fork()) == 0:
             os.kill(os.getpid(), signal.SIGINT)
-            os._exit(len(stop))
+            os._exit(requests.asked)
         assert os.waitpid(child, 0)[1] == 0
     assert "Saving" not in capfd.readouterr().out
 

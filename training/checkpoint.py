@@ -10,18 +10,22 @@ import torch
 
 from stylegan2_fewshot.files import replacing
 
+from .run_dir import moment
+
+NAME = re.compile(r"checkpoint-(\d+)(?:-(\d{3}))?\.pt")
 KEEP = 2  # a newer one may turn out unreadable after a power failure
 
 
 def path_at(run_dir: Path, cur_nimg: int) -> Path:
     """Return where the checkpoint taken after `cur_nimg` images lies."""
-    return run_dir / f"checkpoint-{cur_nimg // 1000:06d}.pt"
+    return run_dir / f"checkpoint-{moment(cur_nimg)}.pt"
 
 
 def all_of(run_dir: Path) -> list[Path]:
     """Return a run's checkpoints, the oldest first."""
-    found = [p for p in run_dir.glob("checkpoint-*.pt") if re.fullmatch(r"checkpoint-\d+", p.stem)]
-    return sorted(found, key=lambda path: int(path.stem.split("-")[1]))
+    names = ((NAME.fullmatch(path.name), path) for path in run_dir.glob("checkpoint-*.pt"))
+    found = [((int(name[1]), int(name[2] or 0)), path) for name, path in names if name]
+    return [path for _, path in sorted(found)]
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

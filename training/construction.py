@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from stylegan2_fewshot import distributed
 
 from . import networks as nets
 from . import pickles, sources
@@ -48,8 +51,10 @@ def networks(
             img_resolution=dataset.resolution,
             img_channels=dataset.num_channels,
         )
-        G = nets.Generator(**options["G"], **common)
-        D = nets.Discriminator(**options["D"], **common)
+        # On meta, nothing takes memory; elsewhere, the CPU's random numbers are the same for all.
+        with device if device.type == "meta" else contextlib.nullcontext():
+            G = nets.Generator(**options["G"], **common)
+            D = nets.Discriminator(**options["D"], **common)
         found, path = (G, D, copy.deepcopy(G)), None
     else:
         path = str(sources.fetch(options["resume"]))
@@ -69,6 +74,22 @@ def networks(
         nets.set_precision(net, options["precision"])
     G, D, G_ema = (net.train().requires_grad_(False).to(device) for net in found)
     return G, D, G_ema, path, before
+
+
+def refuse_groups(options: Mapping[str, Any], D: nn.Module) -> None:
+    """Raise unless D's minibatch standard deviation fits the batches that it will see."""
+    passes = {options["batch_gpu"]}
+    if rest := options["batch_size"] // distributed.world_size() % options["batch_gpu"]:
+        passes.add(rest)
+    for layer in D.modules():
+        group = layer.group_size if isinstance(layer, nets.MinibatchStdLayer) else None
+        for images in passes if group is not None else ():
+            if images % min(group, images):
+                raise ValueError(
+                    f"--batch={options['batch_size']}: D compares images in groups of {group}, "
+                    f"which must divide the {images} images of a pass; change --batch or "
+                    "--batch-gpu"
+                )
 
 
 def _use_channels_last(net: nn.Module) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stylegan2_fewshot import distributed
 from stylegan2_fewshot.ops import select
 from stylegan2_fewshot.plugin import load_external
 
 from . import run_dir as run_dirs
-from .training_loop import Interrupted, train
+from .stopping import Diverged, Interrupted, Requests, silence_output
+from .training_loop import train
+
+T = TypeVar("T")
+INTERRUPTED, DIVERGED = 130, 3  # exit statuses
 
 
 def launch(options: Mapping[str, Any], *, outdir: Path, fresh: bool, gpus: int) -> None:
@@ -22,22 +27,19 @@ def launch(options: Mapping[str, Any], *, outdir: Path, fresh: bool, gpus: int) 
     Under torchrun every process calls this, and `gpus` is their number.
 
     Raises:
-        SystemExit: Training was interrupted; status 130.
+        SystemExit: Training was interrupted, status 130, or diverged, status 3.
         ValueError: A user's mistake.
     """
     if gpus == 1 or "RANK" in os.environ:
         _work(options, outdir, fresh)
         return
-    interrupted: list[int] = []  # Ctrl-C reaches the ranks as well: wait until they have saved
-    before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
-    try:
-        distributed.spawn(_work_in_new_process, (options, outdir, fresh), gpus)
-    except SystemExit as ended:
-        raise SystemExit(130 if interrupted else ended.code) from None
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if interrupted:
-        raise SystemExit(130)
+    with distributed.passing_on_signals() as received:
+        try:
+            distributed.spawn(_work_in_new_process, (options, outdir, fresh), gpus)
+        except SystemExit as ended:
+            raise SystemExit(INTERRUPTED if received else ended.code) from None
+    if received:
+        raise SystemExit(INTERRUPTED)
 
 
 def _work_in_new_process(options: Mapping[str, Any], outdir: Path, fresh: bool) -> None:
@@ -50,18 +52,66 @@ def _work(options: Mapping[str, Any], outdir: Path, fresh: bool) -> None:
     device = distributed.init(options["device"])
     status = 0
     try:
-        operations = select(options["ops"], device)
-        chosen = run_dirs.choose(outdir, options, fresh) if distributed.rank() == 0 else None
-        directory, goes_on = distributed.gather(chosen)[0]
-        if distributed.rank() == 0:
-            print(f"{'Going on in' if goes_on else 'Training in'} {directory}", flush=True)
-            print(operations, flush=True)
-        train(options, directory, device)
+        with Requests() as requests:
+            _train(options, outdir, fresh, device, requests)
     except Interrupted as reason:
+        _say(requests, f"{reason}; the same command resumes from there")
+        if not reason.together:  # other ranks may be anywhere: do not wait for them
+            raise SystemExit(INTERRUPTED) from None
+        status = INTERRUPTED
+    except Diverged as reason:
         if distributed.rank() == 0:
-            print(f"{reason}; the same command goes on from there", flush=True)
-        status = 130
+            print(f"Error: {reason}", file=sys.stderr, flush=True)
+        status = DIVERGED
+    except BrokenPipeError:  # in a line that is said before there is anything to save
+        silence_output()
+        raise SystemExit(INTERRUPTED) from None
     finally:
         distributed.shutdown()
     if status:  # only now: ranks that were interrupted leave together, too
         raise SystemExit(status)
+
+
+def _train(
+    options: Mapping[str, Any], outdir: Path, fresh: bool, device: Any, requests: Requests
+) -> None:
+    operations = select(options["ops"], device)
+    plan = _on_rank_0(lambda: run_dirs.plan(outdir, options, fresh))
+    for note in plan.notes:
+        _say(requests, note)
+    if plan.finished:
+        _say(requests, run_dirs.about_finished(plan))
+        return
+    with contextlib.ExitStack() as held:
+
+        def choose() -> Path:
+            run = plan.run or run_dirs.create(outdir, plan.options)
+            held.enter_context(run_dirs.lock(run))
+            run_dirs.write_options(run, plan.options)
+            return run
+
+        run = _on_rank_0(choose)
+        _say(requests, f"{'Resuming in' if plan.run else 'Training in'} {run}\n{operations}")
+        train(plan.options, run, device, requests)
+
+
+def _say(requests: Requests, text: str) -> None:
+    if distributed.rank() == 0:
+        requests.say(text)
+
+
+def _on_rank_0(work: Callable[[], T]) -> T:
+    """Return on every rank what `work` returns on rank 0; where it is a mistake, all leave."""
+    if distributed.world_size() == 1:
+        return work()
+    value, failed = None, False
+    if distributed.rank() == 0:
+        try:
+            value = work()
+        except (ValueError, OSError) as error:
+            print(f"Error: {error}", file=sys.stderr, flush=True)
+            failed = True
+    value, failed = distributed.gather((value, failed))[0]
+    if failed:
+        raise SystemExit(2)
+    return value  # type: ignore[return-value]

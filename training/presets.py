@@ -27,6 +27,10 @@ class Settings:
         style_mixing_prob: Probability of style mixing.
         architecture: Architecture of D.
         zdim: Dimensions of z and of w.
+        snap: Ticks between snapshots.
+        metrics: Names of metrics, or none.
+        patience: How many snapshots without improvement end training; None for any number.
+        aug: Augmentation plugins.
     """
 
     batch: int
@@ -38,7 +42,7 @@ class Settings:
     ema_kimg: float
     ema_rampup: float | None = None
     map_depth: int = 8
-    kimg: int = 25000
+    kimg: float = 25000
     tick: float = 4.0
     pl_weight: float = 2.0
     style_mixing_prob: float = 0.9
@@ -47,6 +51,10 @@ class Settings:
     zdim: int = 512
     glr: float | None = None
     dlr: float | None = None
+    snap: int = 50
+    metrics: str = "fid50k_full"
+    patience: int | None = None
+    aug: str = "ada"
 
 
 STYLEGAN2 = Settings(
@@ -77,7 +85,7 @@ PRESETS = {
     "paper1024": replace(STYLEGAN2, gamma=2.0),
     "cifar": CIFAR,
 }
-NAMES = ("auto", *PRESETS)
+NAMES = ("auto", "fewshot", *PRESETS)
 # Entries of the options that --resume takes from the pickle, by the option that would set them.
 ARCHITECTURE = {
     "cfg": (
@@ -123,7 +131,7 @@ def settings(cfg: str = "auto", *, resolution: int, gpus: int = 1, **given: Any)
     base = PRESETS.get(cfg) or auto(resolution=resolution, gpus=gpus, batch=batch)
     spread = {"batch_gpu": batch // gpus} if batch else {}
     result = replace(base, **{**spread, **given})
-    _check_batches(result, gpus)
+    check_batches(result, gpus)
     return result
 
 
@@ -172,6 +180,8 @@ def expand(
         "batch_gpu": chosen.batch_gpu,
         "total_kimg": chosen.kimg,
         "kimg_per_tick": chosen.tick,
+        "snapshot_ticks": chosen.snap,
+        "patience": chosen.patience,
         "ema_kimg": chosen.ema_kimg,
         "ema_rampup": None if resume else chosen.ema_rampup,
         "resume": resume,
@@ -220,7 +230,8 @@ def _networks(chosen: Settings, *, half: bool, nhwc: bool) -> dict[str, Any]:
     }
 
 
-def _check_batches(chosen: Settings, gpus: int) -> None:
+def check_batches(chosen: Settings, gpus: int) -> None:
+    """Raise ValueError unless batch, batch per GPU and group fit one another."""
     batch, per_gpu, group = chosen.batch, chosen.batch_gpu, chosen.mbstd_group
     if batch % gpus:
         raise ValueError(f"--batch={batch} must be a multiple of the {gpus} GPUs; change either")

@@ -1,23 +1,62 @@
-"""Run directories: their names, and where to go on with an interrupted run."""
+"""Run directories: their names, what lies in them, and which run a command means."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from stylegan2_fewshot import options as plugin_options
 from stylegan2_fewshot.files import write_text
 
 OPTIONS_FILE = "training_options.json"
+FINISHED_FILE = "finished.json"
+LOCK_FILE = ".lock"
+NAME_LENGTH = 150  # file systems allow 255 bytes
+SNAPSHOT = re.compile(r"network-snapshot-(\d+)(?:-(\d{3}))?\.pkl")
+# Duration and reports: a run that differs in these alone is the same run, by the command's option.
+REPORTING = {
+    "total_kimg": "kimg",
+    "kimg_per_tick": "tick",
+    "snapshot_ticks": "snap",
+    "metrics": "metrics",
+    "metric_data": "metricdata",
+    "patience": "patience",
+    "workers": "workers",
+    "gpus": "gpus",
+}
+_OF_NO_WEIGHT = {*REPORTING, "name", "given", "explicit", "derived"}
+_MOST_DIFFERENCES = 3  # a run that differs in more is another experiment
+
+
+@dataclass
+class Plan:
+    """Which run a command means.
+
+    Attributes:
+        options: Options of the run, those that were resolved when it was made included.
+        run: Its directory; None where one has to be made.
+        finished: Whether it has come to its end.
+        notes: Lines to say about it.
+    """
+
+    options: Mapping[str, Any]
+    run: Path | None = None
+    finished: bool = False
+    notes: list[str] = field(default_factory=list)
 
 
 def name_of(
     options: Mapping[str, Any], given: Mapping[str, Any], plugins: Mapping[str, Any]
 ) -> str:
-    """Return a run's description, `dataset[-cond][-subsetN][-mirror]-cfgG[-...]`.
+    """Return a run's description, `dataset[-cond][-subsetN][-mirror]-cfgG[-...]`, safe in a shell.
 
     Args:
         options: All options of the run.
@@ -33,21 +72,184 @@ def name_of(
     words += [f"{key}{given[key]:g}" for key in ("gamma", "kimg", "batch") if key in given]
     words += plugin_options.describe(plugins)
     words += [f"resume{_short(options['resume'])}"] if options["resume"] else []
-    return "-".join(words)
+    return re.sub(r"[^\w.,=+-]+", "_", "-".join(words))[:NAME_LENGTH]
 
 
-def choose(outdir: Path, options: Mapping[str, Any], fresh: bool = False) -> tuple[Path, bool]:
-    """Return the directory to train in, and whether an interrupted run goes on there.
+def moment(cur_nimg: int) -> str:
+    """Return a number of images as file names have it: `000012` kimg, `000012-400` between."""
+    kimg, rest = divmod(cur_nimg, 1000)
+    return f"{kimg:06d}" + (f"-{rest:03d}" if rest else "")
 
-    The newest unfinished run below `outdir` with equal options goes on, unless `fresh`; otherwise
-    a directory with the next free number is made, and the options are written to it.
+
+def snapshot_at(run: Path, cur_nimg: int) -> Path:
+    """Return where the network after `cur_nimg` images lies."""
+    return run / f"network-snapshot-{moment(cur_nimg)}.pkl"
+
+
+def nimg_of(snapshot: Path) -> int:
+    """Return after how many images a network snapshot was taken, -1 for another file."""
+    found = SNAPSHOT.fullmatch(snapshot.name)
+    return int(found[1]) * 1000 + int(found[2] or 0) if found else -1
+
+
+def snapshots(run: Path) -> list[Path]:
+    """Return the network snapshots of a run, the oldest first."""
+    return sorted((p for p in run.glob("network-snapshot-*.pkl") if nimg_of(p) >= 0), key=nimg_of)
+
+
+def newest_network(run: Path) -> Path:
+    """Return the newest network of a run; ValueError where there is none."""
+    found = snapshots(run)
+    if not found:
+        raise ValueError(f"{run}: no network-snapshot-*.pkl in this folder; name a network's file")
+    return found[-1]
+
+
+@contextmanager
+def lock(run: Path) -> Iterator[None]:
+    """Keep other processes from training in a run directory.
+
+    Raises:
+        ValueError: One does already.
     """
-    from .training_loop import is_finished
+    try:
+        with FileLock(run / LOCK_FILE, timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(
+            f"{run}: another process trains in this run directory; wait for it or stop it, or "
+            "start a run beside it with --fresh"
+        ) from None
 
-    for _, run in () if fresh else _numbered(outdir):
-        if _recorded(run) == _text(options) and not is_finished(run):
-            return run, True
-    return _create(outdir, options), False
+
+def finish(run: Path, options: Mapping[str, Any], cur_nimg: int) -> None:
+    """Note that training in a run directory has come to its end."""
+    done = {key: options[key] for key in ("total_kimg", "patience")}
+    write_text(run / FINISHED_FILE, json.dumps({"kimg": cur_nimg / 1000, **done}))
+
+
+def is_finished(run: Path, options: Mapping[str, Any] | None = None) -> bool:
+    """Return whether training in a run directory has come to its end, that of `options` if given.
+
+    A run that ended for want of patience has, unless the patience is another one now.
+    """
+    done = _read(run / FINISHED_FILE)
+    if options is None or done is None:
+        return done is not None
+    reached = float(done.get("kimg") or 0)
+    if reached >= options["total_kimg"]:
+        return True
+    gave_up = reached < float(done.get("total_kimg") or 0)
+    return gave_up and done.get("patience") == options["patience"]
+
+
+def plan(outdir: Path, options: Mapping[str, Any], fresh: bool = False) -> Plan:
+    """Return which run is meant: the newest below `outdir` that differs in duration and reports
+    alone, unless `fresh`, or else a new one; nothing is written."""
+    known = [] if fresh else [(n, run, _read(run / OPTIONS_FILE)) for n, run in _numbered(outdir)]
+    runs = [(number, run, stored) for number, run, stored in known if stored is not None]
+    for _, run, stored in runs:
+        if not differences(stored, options):
+            merged = _with_reports_of(stored, options)
+            return Plan(merged, run, is_finished(run, merged))
+    return Plan(options, notes=[*_about_nearest(runs, options), *_about_own_source(options)])
+
+
+def about_finished(plan: Plan) -> str:
+    """Return what to say where the run that a command means has come to its end."""
+    done = _read(plan.run / FINISHED_FILE) if plan.run else None
+    reached = float((done or {}).get("kimg") or 0)
+    longer = "--kimg=N trains on"
+    if reached < plan.options["total_kimg"]:
+        longer = f"it ended after --patience={plan.options['patience']}, a larger one trains on"
+    return f"finished in {plan.run} at {reached:g} kimg: {longer}, --fresh starts anew"
+
+
+def create(outdir: Path, options: Mapping[str, Any]) -> Path:
+    """Make a directory with the next free number, and write the options to it."""
+    outdir.mkdir(parents=True, exist_ok=True)
+    number = max((number for number, _ in _numbered(outdir)), default=-1) + 1
+    run = outdir / f"{number:05d}-{options['name']}"
+    try:
+        run.mkdir()
+    except FileExistsError:  # somebody else's run took the number in this moment
+        return create(outdir, options)
+    write_options(run, options)
+    return run
+
+
+def write_options(run: Path, options: Mapping[str, Any]) -> None:
+    """Write the options of a run to its directory."""
+    # Keys stay in their order: that of the plugins is the order in which they are applied.
+    write_text(run / OPTIONS_FILE, json.dumps(options, indent=2))
+
+
+def differences(stored: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+    """Return in what two runs differ, as `--gamma (0.5, now 1)`; nothing where they are the same.
+
+    Duration and reports make no difference, nor does what was derived from them on both sides.
+    """
+    derived = {*stored.get("derived", ()), "batch_gpu"} & {*options.get("derived", ())}
+    if stored.get("gpus") == options.get("gpus"):
+        derived -= {"batch_gpu"}
+    mine, theirs = (_flat({k: v for k, v in o.items() if k not in _OF_NO_WEIGHT})
+                    for o in (options, stored))  # fmt: skip
+    places = [p for p in {**theirs, **mine} if mine.get(p) != theirs.get(p) and p not in derived]
+    if not places:
+        return []
+    before, now = (o.get("given") or {} for o in (stored, options))
+    keys = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+    keys = [key for key in keys if key not in REPORTING.values()]
+    if keys:
+        pairs = [(f"--{k.replace('_', '-')}", before.get(k), now.get(k)) for k in keys]
+    else:
+        pairs = [(place, theirs.get(place), mine.get(place)) for place in places]
+    return [f"{name} ({_shown(old)}, now {_shown(new)})" for name, old, new in pairs]
+
+
+def command_of(run: Path) -> str:
+    """Return the command that a run was started with, as far as it is recorded."""
+    given = (_read(run / OPTIONS_FILE) or {}).get("given") or {}
+    words = [f"--outdir={run.parent}"]
+    for key, value in given.items():
+        flag = f"--{key.replace('_', '-')}"
+        words += [f"{flag}={v}" for v in (value if isinstance(value, list) else [value])]
+    return shlex.join(["python", "train.py", *words])
+
+
+def _about_nearest(
+    runs: list[tuple[int, Path, dict[str, Any]]], options: Mapping[str, Any]
+) -> list[str]:
+    same_data = [r for r in runs if (r[2].get("dataset") or {}) == options["dataset"]]
+    found = [(differences(stored, options), number) for number, _, stored in same_data or runs]
+    if not found:
+        return []
+    nearest, number = min(found, key=lambda pair: len(pair[0]))
+    if len(nearest) > _MOST_DIFFERENCES:
+        return []
+    return [f"run {number:05d} differs in {' and '.join(nearest)}; starting another"]
+
+
+def _about_own_source(options: Mapping[str, Any]) -> list[str]:
+    """Say what is lost where a run starts from the snapshot of one on the same images."""
+    if not options.get("resume") or not (path := Path(options["resume"])).is_file():
+        return []
+    stored = _read(path.parent / OPTIONS_FILE) or {}
+    if (stored.get("dataset") or {}).get("path") != options["dataset"]["path"]:
+        return []
+    return [
+        f"--resume={path} is a snapshot of a run on the same images: a new run starts from its "
+        "networks alone, without its optimizers, p and best snapshot. This continues that run: "
+        + command_of(path.parent)
+    ]
+
+
+def _with_reports_of(stored: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a run with the duration and the reports that are asked for now."""
+    now = {key: options[key] for key in REPORTING if key in options}
+    if stored.get("gpus") != options.get("gpus"):
+        now["batch_gpu"] = options["batch_gpu"]
+    return {**stored, **now, "given": options.get("given", {})}
 
 
 def _numbered(outdir: Path) -> list[tuple[int, Path]]:
@@ -56,29 +258,27 @@ def _numbered(outdir: Path) -> list[tuple[int, Path]]:
     return sorted(((int(m[0]), path) for m, path in matches if m and path.is_dir()), reverse=True)
 
 
-def _recorded(run: Path) -> str | None:
-    """Return the options recorded in a run directory in their canonical text."""
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file; None where there is none that can be read."""
     try:
-        return _text(json.loads((run / OPTIONS_FILE).read_text()))
-    except (OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
+    return content if isinstance(content, dict) else None
 
 
-def _create(outdir: Path, options: Mapping[str, Any]) -> Path:
-    outdir.mkdir(parents=True, exist_ok=True)
-    number = max((number for number, _ in _numbered(outdir)), default=-1) + 1
-    run = outdir / f"{number:05d}-{options['name']}"
-    try:
-        run.mkdir()
-    except FileExistsError:  # somebody else's run took the number in this moment
-        return _create(outdir, options)
-    write_text(run / OPTIONS_FILE, _text(options))
-    return run
+def _flat(value: Any, place: str = "") -> dict[str, Any]:
+    """Return the leaves of nested objects by their dotted place; the plugins' order is a leaf."""
+    if not isinstance(value, Mapping):
+        return {place: value}
+    leaves = {f"{place} (order)": list(value)} if place == "plugins" else {}
+    for key, inner in value.items():
+        leaves |= _flat(inner, f"{place}.{key}" if place else key)
+    return leaves
 
 
-def _text(options: Mapping[str, Any]) -> str:
-    # Keys stay in their order: that of the plugins is the order in which they are applied.
-    return json.dumps(options, indent=2)
+def _shown(value: Any) -> str:
+    return "default" if value is None else str(value)
 
 
 def _short(resume: str) -> str:

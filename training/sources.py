@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from metrics.downloads import SourceError, check_hash
+from metrics.downloads import SourceError, check_hash, is_downloaded
 from metrics.downloads import fetch as download
 
 NVIDIA = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/transfer-learning-source-nets/"
@@ -17,6 +17,12 @@ SHORT_NAMES = {
     "celebahq256": NVIDIA + "celebahq-res256-mirror-paper256-kimg100000-ada-target0.5.pkl",
     "lsundog256": NVIDIA + "lsundog-res256-paper256-kimg100000-noaug.pkl",
 }
+
+
+def is_here(path_or_url: str) -> bool:
+    """Return whether a network is on this machine, so that nothing has to be downloaded."""
+    url = SHORT_NAMES.get(path_or_url, path_or_url)
+    return is_downloaded(url) if re.match(r"https?://", url) else True
 
 
 def fetch(path_or_url: str | os.PathLike[str], *, sha256: str | None = None) -> Path:

@@ -42,6 +42,13 @@ def widened(fisher: Tensor, shape: torch.Size) -> Tensor:
     return grown
 
 
+def _unknown(run: Run) -> Fisher:
+    """Return Fisher information of the right shapes, 1 everywhere: a checkpoint replaces it."""
+    nets = zip("GD", run.source or (run.G, run.D), strict=True)
+    named = ((f"{net}.{name}", p) for net, module in nets for name, p in module.named_parameters())
+    return Fisher({name: torch.ones(p.shape, device="cpu") for name, p in named}, {})
+
+
 @register("ewc")
 class EWC(Plugin):
     """Hold on to the source's weights, each as firmly as it matters there (EWC).
@@ -115,7 +122,9 @@ class EWC(Plugin):
                 "hold on to"
             )
         self._refuse_unknown_patterns(run)
-        fisher = self._fisher(run, Path(run.resumed))
+        fisher = (
+            self._fisher(run, Path(run.resumed)) if run.estimates or self.fisher else _unknown(run)
+        )
         for net, source in zip("GD", run.source or (run.G, run.D), strict=True):
             if net not in self.network:
                 continue

@@ -1,0 +1,196 @@
+"""What stops training before its end, and what is there to look at then."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from stylegan2_fewshot import files, stats
+from training import run_dir, snapshots, training_loop
+from training.launch import launch
+from training.stopping import Diverged, Interrupted, Requests
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+
+
+def test_moments_survive_a_stop():
+    stats.restore([])
+    stats.report("a", torch.tensor([1.0, 2.5]))
+    kept = stats.pending()
+    stats.restore([kept, kept])  # of two ranks
+    stats.report("a", 3.0)
+    found = stats.collect()["a"]
+    assert (found.num, found.mean) == (5, 2.0)
+    assert stats.pending() == {}
+
+
+def test_numbers_that_are_not_finite_are_not_saved(tiny_options, tmp_path):
+    options = {**tiny_options, "total_kimg": 0.016}
+    training_loop.train({**options, "total_kimg": 0.008}, tmp_path, CPU)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.p[kt]*")}
+    wild = {**options, "ema_kimg": float("nan")}
+    with pytest.raises(Diverged) as stopped:
+        training_loop.train(wild, tmp_path, CPU)
+    assert "at 0.016 kimg; the last good snapshot is" in str(stopped.value)
+    assert "network-snapshot-000000-008.pkl" in str(stopped.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.p[kt]*")} == before
+
+
+def test_a_run_that_diverges_ends_with_status_3(tiny_options, tmp_path, capsys):
+    wild = {**tiny_options, "G_opt": {**tiny_options["G_opt"], "lr": 1e30}}
+    with pytest.raises(SystemExit) as ended:
+        launch(wild, outdir=tmp_path, fresh=False, gpus=1)
+    assert ended.value.code == 3
+    errors = capsys.readouterr().err.splitlines()
+    assert [line for line in errors if line.startswith("Error: ")] == errors
+    assert "no snapshot was saved yet; try lower --glr" in errors[-1]
+
+
+def test_large_scores_are_a_warning(tiny_options, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training_loop, "LARGE_SCORE", 0.0)
+    training_loop.train({**tiny_options, "total_kimg": 0.008}, tmp_path, CPU)
+    assert "Warning: Loss/scores/fake is " in capsys.readouterr().out
+
+
+def test_json_is_strict(tmp_path):
+    files.append_json(tmp_path / "a.jsonl", {"x": [float("nan"), 1.0], "y": {"z": float("inf")}})
+    assert (tmp_path / "a.jsonl").read_text() == '{"x": [null, 1.0], "y": {"z": null}}\n'
+
+
+def hold(run, ready, leave):
+    with run_dir.lock(run):
+        ready.set()
+        leave.wait(30)
+
+
+def test_one_process_at_a_time_trains_in_a_run_directory(tiny_options, tmp_path):
+    run = run_dir.create(tmp_path, tiny_options)
+    context = multiprocessing.get_context("fork")
+    ready, leave = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(run, ready, leave))
+    other.start()
+    try:
+        assert ready.wait(30)
+        before = sorted(run.iterdir())
+        with pytest.raises(ValueError, match="another process trains in this run directory"):
+            launch(tiny_options, outdir=tmp_path, fresh=False, gpus=1)
+        assert sorted(run.iterdir()) == before
+    finally:
+        leave.set()
+        other.join()
+    with run_dir.lock(run):  # it ends with the process
+        pass
+
+
+def stop_after(monkeypatch, iterations):
+    step, done = training_loop._Run._iterate, []
+
+    def iterate(self, images, labels):
+        step(self, images, labels)
+        done.append(1)
+        if len(done) == iterations:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(training_loop._Run, "_iterate", iterate)
+
+
+def test_the_newest_network_and_pictures_are_there(tiny_options, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 1)
+    with pytest.raises(Interrupted):
+        training_loop.train({**tiny_options, "snapshot_ticks": 100}, tmp_path, CPU)
+    assert run_dir.newest_network(tmp_path).name == "network-snapshot-000000-004.pkl"
+    assert (tmp_path / "fakes000000-004.png").is_file()
+
+
+def test_where_training_fails_the_network_is_saved(tiny_options, tmp_path, monkeypatch):
+    step = training_loop._Run._iterate
+
+    def iterate(self, images, labels):
+        if self.state.cur_nimg == 8:
+            raise RuntimeError("out of luck")
+        step(self, images, labels)
+
+    monkeypatch.setattr(training_loop._Run, "_iterate", iterate)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        training_loop.train({**tiny_options, "snapshot_ticks": 100}, tmp_path, CPU)
+    assert run_dir.newest_network(tmp_path).name == "network-snapshot-000000-008.pkl"
+
+
+def test_metrics_are_stopped_at_once_and_made_up_for(tiny_options, tmp_path, monkeypatch):
+    """The checkpoint is there before them; a run that resumes computes what is missing."""
+    calls = []
+
+    def compute(names, G, *_, snapshot, kimg, **notes):
+        calls.append(snapshot)
+        for part, name in enumerate(names):
+            if len(calls) == 1 and part == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield {"metric": name, "results": {name: kimg}, "better": "lower", "kimg": kimg}
+
+    monkeypatch.setattr(snapshots.metrics, "usable", lambda names, *_, **__: (names, []))
+    monkeypatch.setattr(snapshots.metrics, "compute", compute)
+    options = {**tiny_options, "metrics": ["one", "two"], "total_kimg": 0.016}
+    with pytest.raises(Interrupted, match="while measuring"):
+        training_loop.train(options, tmp_path, CPU)
+    assert run_dir.newest_network(tmp_path).name == "network-snapshot-000000-008.pkl"
+    training_loop.train(options, tmp_path, CPU)
+    eight, sixteen = (f"network-snapshot-000000-{number}.pkl" for number in ("008", "016"))
+    assert calls == [eight, eight, sixteen]
+    for name in ("one", "two"):
+        lines = (tmp_path / f"metric-{name}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["nimg"] for line in lines] == [8, 16]
+
+
+def test_a_closed_output_is_a_request_to_stop(tiny_options, tmp_path):
+    code = (
+        "import json, sys; from pathlib import Path; from training.launch import launch\n"
+        "launch(json.loads(sys.argv[1]), outdir=Path(sys.argv[2]), fresh=False, gpus=1)"
+    )
+    options = json.dumps({**tiny_options, "total_kimg": 1.0, "kimg_per_tick": 0.004})
+    command = [sys.executable, "-c", code, options, str(tmp_path / "runs")]
+    training = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for _ in range(3):
+        training.stdout.readline()
+    training.stdout.close()
+    errors = training.stderr.read()
+    assert training.wait(120) == 130
+    assert errors == ""
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run_dir.snapshots(run) and list(run.glob("checkpoint-*.pt"))
+
+
+def test_the_second_signal_takes_its_usual_course():
+    with Requests() as requests:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert requests.asked
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        with pytest.raises(Interrupted), requests.at_once("late"):
+            raise AssertionError("not reached")
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def full(number):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "a.pkl").write_bytes(b"before")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as error, files.replacing(tmp_path / "a.pkl") as stream:
+        stream.write(b"x")
+    assert str(error.value) == (
+        f"{tmp_path / 'a.pkl'}: No space left on device; the same command resumes once there is "
+        "room"
+    )
+    assert (tmp_path / "a.pkl").read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pkl"]

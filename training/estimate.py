@@ -1,0 +1,97 @@
+"""How long a run would take, and how much memory and disk: from a few real iterations."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stylegan2_fewshot import distributed
+
+from . import checkpoint, construction, run_dir
+from .clock import snapshots_left
+from .dataset import IN_MEMORY_BYTES, ImageDataset
+from .phases import Phases, batches, now
+from .run_log import RunLog, duration
+from .snapshots import Snapshots
+from .state import construct
+
+ITERATIONS = 3  # of each phase; one more comes first, to warm up
+
+
+def estimate(options: Mapping[str, Any], dataset: ImageDataset) -> str:
+    """Return in words what a run would take, after a few iterations and a snapshot of it.
+
+    Everything is written to a folder that is removed again. Metrics are left out.
+
+    Args:
+        options: Options of the run.
+        dataset: The training images, checked.
+
+    Raises:
+        ValueError: The run would be refused.
+    """
+    device = distributed.init(options["device"])
+    construction.set_up_torch(options)
+    started = time.monotonic()
+    dataset.keep_decoded(IN_MEMORY_BYTES)
+    state, _ = construct(options, dataset, device, estimates=False)
+    setup = time.monotonic() - started
+    per_iteration = _iteration_sec(options, state, device)
+    with tempfile.TemporaryDirectory() as folder:
+        log = RunLog(Path(folder), say=lambda text: None)
+        snapshot, size = _snapshot_costs(options, state, Path(folder), log, device)
+    images = options["total_kimg"] * 1000
+    count = snapshots_left(options, 0)
+    total = setup + images / options["batch_size"] * per_iteration + count * snapshot
+    disk = count * size["pkl"] + min(count, checkpoint.KEEP) * size["pt"]
+    return "\n".join(
+        [
+            f"Time    {duration(total)}: {per_iteration * 1000 / options['batch_size']:.1f} "
+            f"s/kimg, {count} snapshots of {snapshot:.1f} s"
+            + (", without metrics" if options["metrics"] else ""),
+            f"Memory  {distributed.memory_gb(device):.2f} GiB on {device}",
+            f"Disk    {disk / 2**30:.2f} GiB for {count} networks and the newest checkpoints",
+        ]
+    )
+
+
+def _iteration_sec(options: Mapping[str, Any], state: Any, device: torch.device) -> float:
+    """Return the seconds of an iteration on average, its lazy regularisation included."""
+    phases = Phases(options, state, device)
+    images, labels = next(iter(batches(options, state.dataset, 0, device)))
+    real, real_c = phases.prepare(images, labels)
+
+    def timed(work: Callable[[], object]) -> float:
+        work()
+        start = now(device)
+        for _ in range(ITERATIONS):
+            work()
+        return (now(device) - start) / ITERATIONS
+
+    seconds = timed(phases.update_ema)
+    for net in "GD":
+        interval = options[f"{net}_reg_interval"]
+        main, regular = (lambda n=f"{net}{kind}": phases.run(n, 1.0, real, real_c)
+                         for kind in ("main", "reg"))  # fmt: skip
+        seconds += timed(main) + timed(regular) / interval
+    return seconds
+
+
+def _snapshot_costs(
+    options: Mapping[str, Any], state: Any, folder: Path, log: RunLog, device: torch.device
+) -> tuple[float, dict[str, int]]:
+    """Return the seconds of a snapshot, and the bytes of its files by suffix."""
+    saved = Snapshots(options, folder, state, log, device)
+    start = now(device)
+    saved.save()
+    checkpoint.save(checkpoint.path_at(folder, 0), state.tensors())
+    seconds = now(device) - start
+    pictures = sum(path.stat().st_size for path in folder.glob("*.png"))
+    network = run_dir.snapshot_at(folder, 0).stat().st_size
+    size = {"pkl": network + pictures, "pt": checkpoint.path_at(folder, 0).stat().st_size}
+    return seconds, size

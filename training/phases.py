@@ -1,0 +1,148 @@
+"""One iteration: batches of images, and the steps of G and D that are due."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stylegan2_fewshot import distributed
+from stylegan2_fewshot.plugin import seed_of
+
+from .dataset import ImageDataset, InfiniteSampler
+from .state import State
+
+
+class Phases:
+    """Takes the steps of G and D, each with its regularisation at its interval.
+
+    Args:
+        options: Options of the run.
+        state: What is trained.
+        device: The device of this rank.
+    """
+
+    def __init__(self, options: Mapping[str, Any], state: State, device: torch.device) -> None:
+        self._options, self._state, self._device = options, state, device
+        self._seconds: dict[str, float] = {}  # of each phase's first time
+
+    def iterate(self, images: Tensor, labels: Tensor) -> None:
+        """Take one step of G and D, and whatever regularisation is due.
+
+        Args:
+            images: This rank's part of the batch, uint8 `[N, C, H, W]`, on the CPU.
+            labels: Its labels `[N, c_dim]`.
+        """
+        state, options = self._state, self._options
+        state.loss.cur_nimg = state.cur_nimg
+        torch.manual_seed(seed_of(options["seed"], distributed.rank(), state.cur_nimg))
+        real, real_c = self.prepare(images, labels)
+        for phase, gain in self._due(state.cur_nimg // options["batch_size"]):
+            if phase in self._seconds:
+                self.run(phase, gain, real, real_c)
+            else:
+                start = now(self._device)
+                self.run(phase, gain, real, real_c)
+                self._seconds[phase] = now(self._device) - start
+        self.update_ema()
+        state.plugins.after_step(state.cur_nimg)
+        state.cur_nimg += options["batch_size"]
+
+    def prepare(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images in [-1, 1] and labels on the device."""
+        return images.to(self._device).float() / 127.5 - 1, labels.to(self._device)
+
+    def run(self, phase: str, gain: float, real: Tensor, real_c: Tensor) -> None:
+        """Accumulate the gradients of a phase, in parts of `batch_gpu`, and take its step.
+
+        Args:
+            phase: Gmain, Greg, Dmain or Dreg.
+            gain: Factor of the loss.
+            real: Images `[N, C, H, W]` in [-1, 1].
+            real_c: Labels `[N, c_dim]`.
+        """
+        state, size = self._state, self._options["batch_gpu"]
+        named, opt = state.trained[phase[0]], state.optimizers[phase[0]]
+        params = list(named.values())
+        z = torch.randn(len(real), state.G.z_dim, device=self._device)
+        picks = torch.randint(len(state.dataset), [len(real)])
+        gen_c = labels_of(state.dataset, picks.tolist()).to(self._device)
+        for param in params:
+            param.requires_grad_(True)
+        opt.zero_grad(set_to_none=True)
+        parts = list(zip(*(t.split(size) for t in (real, real_c, z, gen_c)), strict=True))
+        for number, part in enumerate(parts, 1):
+            last = number == len(parts)
+            state.loss.accumulate_gradients(phase, *part, sync=last, gain=gain / len(parts))
+        for param in params:
+            param.requires_grad_(False)
+        distributed.average_gradients(params)
+        for param in params:
+            if param.grad is not None:
+                torch.nan_to_num(param.grad, nan=0, posinf=1e5, neginf=-1e5, out=param.grad)
+        state.plugins.before_step(phase[0], named)
+        opt.step()
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        """Move G_ema towards G."""
+        options, state = self._options, self._state
+        half_life = options["ema_kimg"] * 1000
+        if options["ema_rampup"] is not None:
+            half_life = min(half_life, state.cur_nimg * options["ema_rampup"])
+        beta = 0.5 ** (options["batch_size"] / max(half_life, 1e-8))
+        mine, theirs = list(state.G_ema.parameters()), list(state.G.parameters())
+        torch._foreach_lerp_(mine, theirs, 1 - beta)
+        for mean, value in zip(state.G_ema.buffers(), state.G.buffers(), strict=True):
+            mean.copy_(value)
+
+    def sec_per_kimg(self) -> float:
+        """Return the seconds per thousand images, as each phase's first time would have them."""
+        share = {"Greg": self._options["G_reg_interval"], "Dreg": self._options["D_reg_interval"]}
+        seconds = sum(sec / share.get(phase, 1) for phase, sec in self._seconds.items())
+        return seconds * 1000 / float(self._options["batch_size"])
+
+    def _due(self, index: int) -> list[tuple[str, float]]:
+        """Return the phases of an iteration, with the factor that makes up for lazy ones."""
+        phases = []
+        for net in "GD":
+            phases.append((f"{net}main", 1.0))
+            interval = self._options[f"{net}_reg_interval"]
+            if index % interval == 0:
+                phases.append((f"{net}reg", float(interval)))
+        return phases
+
+
+def batches(
+    options: Mapping[str, Any], dataset: ImageDataset, cur_nimg: int, device: torch.device
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Return this rank's part of each batch from `cur_nimg` on: uint8 images and labels."""
+    sampler = InfiniteSampler(
+        len(dataset),
+        seed=options["seed"],
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        start_index=cur_nimg,
+    )
+    return torch.utils.data.DataLoader(
+        dataset,
+        sampler=sampler,
+        batch_size=options["batch_size"] // distributed.world_size(),
+        num_workers=0 if dataset.is_in_memory else options["workers"],
+        pin_memory=device.type == "cuda",
+    )
+
+
+def labels_of(dataset: ImageDataset, indices: Sequence[int]) -> Tensor:
+    """Return the labels `[N, label_dim]` of items of a data set."""
+    return torch.from_numpy(np.stack([dataset.get_label(i) for i in indices])).float()
+
+
+def now(device: torch.device) -> float:
+    """Return the seconds of a clock, once the device has done what it was given."""
+    distributed.synchronize(device)
+    return time.monotonic()
