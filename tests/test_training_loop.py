@@ -19,6 +19,7 @@ import torch
 from stylegan2_fewshot import Plugins, Run, distributed, files
 from stylegan2_fewshot.fisher import file as fisher_file
 from stylegan2_fewshot.loss import StyleGAN2Loss
+from stylegan2_fewshot.ops import select
 from training import checkpoint, networks, pickles, run_log, training_loop
 from training.launch import launch
 from training.stopping import Interrupted, Requests
@@ -54,6 +55,7 @@ def final_state(run_dir):
 
 @pytest.fixture
 def uninterrupted(tiny_options, tmp_path):
+    select("torch", CPU)  # as in the processes of other tests here
     run_dir = tmp_path / "whole"
     run_dir.mkdir()
     train(tiny_options, run_dir, CPU)
