@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .detectors import Detector
+from . import sharpness
+from .detectors import Detector, to_rgb
 from .features import Fakes, Held, Reals, Source, Subject, cached, extract, unchanged
 
 _IN_MEMORY_BYTES = 2**28  # 5,000 fakes of up to 96 x 96 pixels, 1,000 of 256 x 256
@@ -41,6 +42,7 @@ class Evaluation:
         self.show = show
         self._expected = expected or {}
         self._fakes: dict[Detector, Tensor] = {}
+        self._of_fakes: dict[tuple[Any, ...], Tensor] = {}
         self._images = torch.empty(0)
 
     def fakes(self, size: int) -> Source:
@@ -69,6 +71,42 @@ class Evaluation:
         """Return features of the training set as it is trained on, mirror images included."""
         return self.features_of(self.dataset, detector, mirrored=True)
 
+    def train_images(self) -> Reals:
+        """Return the images of the training set as it is trained on."""
+        return Reals(self.dataset, mirrored=True)
+
+    def real_images(self) -> Reals:
+        """Return the images of the reference set."""
+        return Reals(self.reference)
+
+    def sharpness(self, source: Source) -> Tensor:
+        """Return the mean sharpness of images under every blur of `sharpness.SIGMAS`."""
+
+        def mean() -> Tensor:
+            return self.extract(source, _curve, "sharpness").mean(0)
+
+        key = ("sharpness", sharpness.SIGMAS)
+        return self._kept(source, key, mean)
+
+    def blurred(self, source: Source, detector: Detector, sigma: float) -> Tensor:
+        """Return features of images that are blurred by `sigma` pixels first."""
+
+        def features() -> Tensor:
+            title = f"blurred images, {detector.name}"
+            return self.extract(source, lambda x: detector(_blur(x, sigma)), title)
+
+        key = (f"blur {sigma}", detector.name, detector.sha256, detector.resize)
+        return self._kept(source, key, features).to(self.device)
+
+    def _kept(self, source: Source, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
+        """Return what `make` gives: of real images from the cache, of fakes from the last metric."""
+        if not isinstance(source, Reals):
+            known = (source.size, *key)
+            if known not in self._of_fakes:
+                self._of_fakes[known] = make()
+            return self._of_fakes[known]
+        return cached((source.dataset.content_hash(), source.size, *key), make)
+
     def features_of(self, dataset: Any, detector: Detector, **selection: Any) -> Tensor:
         """Return features of a data set, from the cache where its content is known."""
         source = Reals(dataset, **selection)
@@ -82,3 +120,11 @@ class Evaluation:
 
     def extract(self, source: Any, function: Any, title: str) -> Tensor:
         return extract(source, function, device=self.device, show=title if self.show else "")
+
+
+def _curve(images: Tensor) -> Tensor:
+    return sharpness.curve(to_rgb(images))
+
+
+def _blur(images: Tensor, sigma: float) -> Tensor:
+    return sharpness.blur(to_rgb(images), sigma)

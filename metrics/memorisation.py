@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+import hashlib
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.cluster.vq
@@ -41,6 +43,17 @@ class CopyingTest(NamedTuple):
     nearer: float
 
 
+@functools.lru_cache(maxsize=8)
+def shared_images(train: Any, heldout: Any) -> int:
+    """Return how many images of a data set are those of another, or their mirror images."""
+    seen = {_digest(img) for item in train for img in (item[0], item[0][..., ::-1])}
+    return sum(_digest(heldout[i][0]) in seen for i in range(len(heldout.file_names)))
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+
+
 def nearest(features: Tensor, train: Tensor) -> Tensor:
     """Return the Euclidean distances `[N]` of features to their nearest training image."""
     return torch.cdist(features.double(), train.double()).amin(1)
@@ -51,7 +64,8 @@ def nearness(fake: Tensor, heldout: Tensor) -> Nearness:
     usual, ours = heldout.median(), fake.median()
     limit = torch.quantile(heldout, 0.01)
     copies = (fake < limit).double().mean()
-    return Nearness(float(ours / usual), float(copies), float(ours), float(usual))
+    ratio = ours / usual.clamp(min=1e-6)  # finite even where held-out images repeat training ones
+    return Nearness(float(ratio), float(copies), float(ours), float(usual))
 
 
 def copying_test(

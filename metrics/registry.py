@@ -10,14 +10,18 @@ with Inception and nothing else; with another detector it is called `fd`.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from . import distances, diversity, manifold, memorisation
+from stylegan2_fewshot import distributed
+
+from . import distances, diversity, manifold, memorisation, sharpness
 from .detectors import Detector, to_rgb
 from .evaluation import Evaluation
 from .features import Held, Reals, unchanged
@@ -92,21 +96,45 @@ def _path_length(
 
 
 def _nearness(e: Evaluation, d: Detector, m: Metric) -> Values:
-    train = e.train_features(d)
-    fake, unseen = e.fake_features(d, m.num_fakes), e.real_features(d)
-    result = memorisation.nearness(
-        memorisation.nearest(fake, train), memorisation.nearest(unseen, train)
-    )
-    return result._asdict()
+    train, fake, unseen, control, notes = _equally_sharp(e, d, m)
+    ours, usual, copied = (memorisation.nearest(x, train) for x in (fake, unseen, control))
+    power = memorisation.nearness(copied, usual).copies
+    _warn_of_no_power(m, power)
+    return {**memorisation.nearness(ours, usual)._asdict(), "control": power, **notes}
 
 
 def _copying(e: Evaluation, d: Detector, m: Metric) -> Values:
-    train = e.train_features(d)
+    train, fake, unseen, control, notes = _equally_sharp(e, d, m)
     cells = max(1, len(train) // 500)  # a cell of a few images is noise
-    fake, unseen = e.fake_features(d, m.num_fakes), e.real_features(d)
-    return memorisation.copying_test(
-        train, fake, unseen, cells=cells, seed=e.subject.seed
-    )._asdict()
+    found, power = (
+        memorisation.copying_test(train, x, unseen, cells=cells, seed=e.subject.seed)
+        for x in (fake, control)
+    )
+    _warn_of_no_power(m, power.nearer)
+    return {**found._asdict(), "control": power.nearer, **notes}
+
+
+def _equally_sharp(
+    e: Evaluation, d: Detector, m: Metric
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Values]:
+    """Return features of training images, fakes and held-out images, blurred until all are as sharp
+    as the least sharp of them, of training images a little softer still, and the blur in pixels.
+    """
+    sources = {"train": e.train_images(), "fake": e.fakes(m.num_fakes), "heldout": e.real_images()}
+    curves = [e.sharpness(source) for source in sources.values()]
+    blurs = dict(zip(sources, sharpness.matching(curves), strict=True))
+    train, fake, unseen = (e.blurred(sources[key], d, blurs[key]) for key in sources)
+    # Copies that are softer by as much as half a pixel of blur have to be caught as such.
+    control = e.blurred(sources["train"], d, math.hypot(blurs["train"], _CONTROL_BLUR))
+    return train, fake, unseen, control, {f"blur_{key}": sigma for key, sigma in blurs.items()}
+
+
+def _warn_of_no_power(m: Metric, power: float) -> None:
+    if power < _LEAST_POWER and distributed.rank() == 0:
+        tqdm.write(
+            f"{m.name}: has no power here: of blurred training images it takes {power:.0%} for "
+            "copies, where it should take all; do not conclude from it that nothing is copied"
+        )
 
 
 def _intra_cluster(e: Evaluation, d: Detector, m: Metric, *, smallest: int | None = None) -> Values:
@@ -194,6 +222,8 @@ METRICS = {
     "ppl_wend": _path("w", "end"),
 }
 _MOST_CLUSTERS = 100
+_CONTROL_BLUR = 0.5  # pixels
+_LEAST_POWER = 0.9
 _FEWEST_REALS = 6  # five neighbours
 
 
@@ -238,6 +268,11 @@ def check(metric: Metric, dataset: Any, reference: Any) -> None:
     if metric.unseen and reference is None:
         raise ValueError(
             f"{metric.name}: needs images that G is not trained on; give them as --metricdata"
+        )
+    if metric.unseen and (seen := memorisation.shared_images(dataset, reference)):
+        raise ValueError(
+            f"{metric.name}: {seen} of the {len(reference.file_names)} images of --metricdata are "
+            "training images, pixel for pixel; remove them"
         )
     if reference is not None and reference.resolution != dataset.resolution:
         raise ValueError(

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import metrics
-from metrics import detectors, evaluation, features, registry
+from metrics import detectors, evaluation, features, registry, sharpness
 from metrics.detectors import Detector
 from metrics.evaluation import Evaluation
 from metrics.features import Subject
@@ -239,6 +239,14 @@ def test_every_few_shot_metric_gives_numbers_that_the_seed_fixes(ten, heldout, m
     assert first == again
     assert {key for key in first if first[key] == other[key]} <= {
         "nn1k_heldout",
+        "nn1k_blur_train",
+        "nn1k_blur_heldout",
+        "nn1k_blur_fake",
+        "nn1k_control",
+        "copying1k_blur_train",
+        "copying1k_blur_heldout",
+        "copying1k_blur_fake",
+        "copying1k_control",
         "lpips1k_intra_clusters",
         "lpips1k_intra_empty",
         "nn1k_copies",
@@ -330,6 +338,28 @@ def test_a_repeater_is_precise_and_caught(ten, heldout, monkeypatch):
     assert found["lpips1k_intra"] < 1e-3 and found["lpips1k_intra_clusters"] == 10
 
 
+class BlurredRepeater(Repeater):
+    def __init__(self, dataset):
+        super().__init__(dataset)
+        self.images = sharpness.blur(self.images, 1.0)
+
+
+def test_blurred_copies_are_caught_and_the_control_says_that_they_would_be(
+    ten, heldout, monkeypatch
+):
+    few(monkeypatch)
+    found = values(["nn1k", "copying1k"], BlurredRepeater(ten), ten, heldout)
+    assert found["nn1k_copies"] > 0.9 and found["nn1k_control"] > 0.9
+    assert found["copying1k_nearer"] > 0.9 and found["copying1k_control"] > 0.9
+    assert found["nn1k_blur_fake"] == 0 < found["nn1k_blur_train"]
+    assert found["nn1k_blur_train"] == pytest.approx(1, abs=0.3)
+
+
+def test_heldout_images_that_are_training_images_are_refused(ten):
+    _, [complaint] = metrics.usable(["nn1k"], ten, ten)
+    assert "10 of the 10 images of --metricdata are training images" in complaint
+
+
 def test_a_collapse_has_no_diversity_and_no_coverage(ten, heldout, monkeypatch):
     few(monkeypatch)
     found = values(FEW_SHOT, ToyGenerator(spread=0, noise=0), ten, heldout)
@@ -357,7 +387,7 @@ def test_fakes_are_made_once_for_all_detectors_unless_they_are_large(ten, heldou
     kept = values(FEW_SHOT, ToyGenerator(), ten, heldout)
     assert made == [(0, 64), (64, 128), (128, 192), (192, 200)]
     monkeypatch.setattr(evaluation, "_IN_MEMORY_BYTES", 1)
-    assert values(FEW_SHOT, ToyGenerator(), ten, heldout) == kept and len(made) == 12
+    assert values(FEW_SHOT, ToyGenerator(), ten, heldout) == kept and len(made) == 20
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 11])
@@ -433,7 +463,7 @@ def test_features_of_real_images_are_computed_once(ten, heldout, monkeypatch, tm
     few(monkeypatch)
     first = values(FEW_SHOT, ToyGenerator(), ten, heldout)
     kept = sorted((tmp_path / "cache" / "features").iterdir())
-    assert len(kept) == 2 and all(path.suffix == ".npy" for path in kept)
+    assert len(kept) == 6 and all(path.suffix == ".npy" for path in kept)
     monkeypatch.setattr(features.Reals, "load", _refuse)
     without = [name for name in FEW_SHOT if name != "lpips1k_intra"]
     again = values(without, ToyGenerator(), ten, heldout)
