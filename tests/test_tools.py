@@ -23,7 +23,7 @@ def test_the_list_has_a_line_for_every_command():
     lines = subprocess.run(run, cwd=ROOM.parent, capture_output=True, text=True, check=True).stdout
     named = [line.split()[2].removeprefix("tools.") for line in lines.splitlines()]
     assert named == NAMES
-    assert all(len(line) <= 120 for line in lines.splitlines())
+    assert all(len(line) <= 125 for line in lines.splitlines())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -26,7 +26,12 @@ MOST = 4096  # images of a matrix
     help="Layers whose style the column's seed gives.  [default: 0-6, as far as there are]",
 )
 @drawing_options("trunc", "class_idx", "prior_sample", "prior_image", "backbone", "noise_mode")
-@click.option("--outdir", type=UserPath(file_okay=False, path_type=Path), required=True)
+@click.option(
+    "--outdir",
+    type=UserPath(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder to write to.",
+)
 def main(
     network: str,
     rows: Seeds,

@@ -82,7 +82,12 @@ class Target:
     "--save-video", type=bool, default=False, show_default=True, help="Also write NAME.mp4."
 )
 @drawing_options("class_idx", "backbone", "route")
-@click.option("--outdir", type=UserPath(file_okay=False, path_type=Path), required=True)
+@click.option(
+    "--outdir",
+    type=UserPath(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder to write to.",
+)
 def main(
     images: tuple[Path, ...],
     targets: tuple[Path, ...],
