@@ -70,7 +70,7 @@ def main(
     found = generation.Directions(
         vectors, deviations, moved, sha256_of(sources.fetch(subject.path))
     )
-    with Output(out) as output:
+    with Output(out.parent) as output:
         found.write(out)
         output.count += 1
         if sheet:

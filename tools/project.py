@@ -240,7 +240,9 @@ def _search(
     targets, c = torch.stack([t.pixels for t in part]), torch.cat([t.c for t in part])
     search = Projection(opened.G, targets, c, opened.embed, settings, opened.synthesis)
     each = search.sec_per_step() * settings.steps / len(part)
-    click.echo(f"{last} images to go, about {each:.0f} s each on {opened.subject.device}", err=True)
+    images = "1 image" if last == 1 else f"{last} images"
+    where = opened.subject.device
+    click.echo(f"{images} to go, about {each:.0f} s each on the {where.type}", err=True)
     first, way = _distances(opened, search), []
     bar = progress(search.run(), total=settings.steps, desc="steps", unit="step")
     for distance in bar:
