@@ -36,6 +36,7 @@ P_KIMG = 0.4  # thousands of images in which p can go from 0 to 1: a run is shor
 METHODS = {
     "fine-tuning": "--aug=noaug",
     "EWC": "--aug=noaug {ewc}",
+    "EWC, lambda 3": "--aug=noaug --ewc-lambda=3 --ewc-samples=500",
     "EWC + APA": "--aug=apa --apa-kimg={p_kimg} {ewc}",
     "placebo": "--aug=noaug --lecam-lambda=1e-9",
     "APA": "--aug=apa --apa-kimg={p_kimg}",
