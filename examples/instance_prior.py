@@ -10,7 +10,6 @@ features matter follows only where the first are ahead of the shuffled ones betw
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,12 @@ TARGET = "lorelei"
 SHOTS = make_data.archive(TARGET, "hundred")
 HELDOUT = make_data.archive(TARGET, "heldout")
 OUT = Path("out/instance-prior")
-FEATURES = {name: OUT / f"{name}.npz" for name in ("vgg16", "shuffled")}
+FEATURES = OUT / "vgg16.npz"
 METHODS = {
     "no prior": "",
-    "VGG16": f"--prior={FEATURES['vgg16']}",
-    "VGG16, shuffled": f"--prior={FEATURES['shuffled']}",
+    "VGG16": f"--prior={FEATURES}",
+    "VGG16, not centred": f"--prior={FEATURES} --no-prior-center",
+    "VGG16, shuffled": f"--prior={FEATURES} --prior-permute",
 }
 KID = "kid5k_full@mobilenetv2"
 MIXED = "mixup"
@@ -58,23 +58,10 @@ def trial(method: str, options: str, seed: int, settings: Mapping[str, Any]) -> 
 
 
 def prepare(out: Path, settings: Mapping[str, Any]) -> None:
-    """Compute the images' features, and shuffle them over the images."""
-    features, other = (ROOT / path for path in FEATURES.values())
-    if not features.exists():
-        make = f"-m tools.features {SHOTS} --backbone=vgg16 --out={FEATURES['vgg16']}"
+    """Compute the images' features."""
+    if not (ROOT / FEATURES).exists():
+        make = f"-m tools.features {SHOTS} --backbone=vgg16 --out={FEATURES}"
         run(make, ROOT / OUT / "features.txt")
-    if not other.exists():
-        instances.save(other, shuffled(instances.load(features), seed=0))
-
-
-def shuffled(features: instances.Instances, seed: int) -> instances.Instances:
-    """Return features in which every image, with its mirror image, has those of another one."""
-    number = features.vectors.shape[1]
-    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
-    onward = order.roll(1)  # along one cycle, so that no image keeps its own
-    moved = features.vectors.clone()
-    moved[:, order] = features.vectors[:, onward]
-    return replace(features, vectors=moved)
 
 
 def measure(trial: Trial, run_dir: Path) -> None:
@@ -112,7 +99,7 @@ def pictures(runs: Runs, settings: Mapping[str, Any], docs: Path) -> None:
     shown = next((path for trial, path in runs.items() if trial.method == "VGG16"), None)
     if shown is None:
         return
-    conditions = instances.load(ROOT / FEATURES["vgg16"]).as_conditions().vectors[0]
+    conditions = instances.load(ROOT / FEATURES).as_conditions().vectors[0]
     rows = []
     for index, image in enumerate(as_float(real_images(SHOTS, 6))):
         fakes = samples(snapshots(shown)[-1], range(8), psi=0.8, label=conditions[index])

@@ -21,7 +21,6 @@ import experiment
 import few_shot
 import filter_banks
 import fisher_figure
-import instance_prior
 import limited_data
 import make_data
 import measures
@@ -29,7 +28,6 @@ import tables
 import trials
 
 from metrics import detectors
-from stylegan2_fewshot.methods.prior.instances import Instances
 from training.dataset import ImageDataset
 
 ROOT = trials.ROOT
@@ -196,14 +194,6 @@ def test_overfitting_is_where_unseen_images_stand_between_seen_and_generated(mon
 
 def constant(value, n=40):
     return torch.full([n, 3, 4, 4], float(value))
-
-
-def test_shuffled_features_are_the_same_vectors_and_no_image_keeps_its_own():
-    vectors = torch.randn(2, 9, 4)
-    moved = instance_prior.shuffled(Instances(vectors, {}), seed=1).vectors
-    for image in range(9):
-        (found,) = (moved[0, image] == vectors[0]).all(1).nonzero().flatten().tolist()
-        assert found != image and (moved[1, image] == vectors[1, found]).all()
 
 
 def test_the_dcgan_has_five_layers_and_its_measures_tell_them_apart():
