@@ -68,6 +68,7 @@ def metric(*values, name="kid", better="lower"):
         ({"nearness": 0.4}, ["sound"], "Neither"),
         ({"real_signs": [(1, 0.9), (2, 0.96)]}, ["sound", "knows"], "Neither"),
         ({"metrics": metric(3, 2)}, ["learning"], "Still learning"),
+        ({"metrics": metric(3), "kimg": 1.0}, ["sound"], "Neither"),
         ({"metrics": metric(2, 3)}, ["past-best"], "Best at 1 kimg, worse since"),
         ({"metrics": metric(2, 3, better="higher")}, ["learning"], "Still learning"),
         ({"metrics": metric(2, 2.05)}, ["settled"], "Settled"),

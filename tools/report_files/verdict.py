@@ -136,7 +136,7 @@ def _knows(e: Evidence) -> Finding | None:
 
 def _learning(e: Evidence) -> Finding | None:
     found = best(e.metrics)
-    if found is None or found.loss > WORSE_BY or found.kimg < LATE * e.kimg:
+    if not found or found.count < 2 or found.loss > WORSE_BY or found.kimg < LATE * e.kimg:
         return None
     reason = f"{found.name} is best, {found.value:.4g}, at {found.kimg:g} kimg. Train longer."
     return Finding("learning", "Still learning", reason)
@@ -154,7 +154,7 @@ def _settled(e: Evidence) -> Finding | None:
 
 
 def _sound(e: Evidence) -> Finding:
-    unmeasured = "No metric was measured, so no snapshot is known as the best; look at them."
+    unmeasured = "No metric was measured twice, so no snapshot is known as the best; look at them."
     if not e.variety:
         reason = f"There are no pictures to judge by yet. {unmeasured}"
         return Finding("unknown", "Nothing to judge by yet", reason)
@@ -172,13 +172,14 @@ def _sound(e: Evidence) -> Finding:
 
 @dataclass(frozen=True)
 class Best:
-    """The best snapshot by the first metric; `loss` is how much worse the last one is."""
+    """The best snapshot by the first metric, of how many; `loss`: how much worse the last is."""
 
     name: str
     kimg: float
     value: float
     last: float
     loss: float
+    count: int
 
 
 def best(metrics: dict[str, list[dict[str, Any]]]) -> Best | None:
@@ -192,7 +193,7 @@ def best(metrics: dict[str, list[dict[str, Any]]]) -> Best | None:
             value, kimg = max(known, key=lambda pair: (sign * pair[0], -pair[1]))
             last = known[-1][0]
             loss = sign * (value - last) / max(abs(value), 1e-12)
-            return Best(name, kimg, value, last, loss)
+            return Best(name, kimg, value, last, loss, len(known))
     return None
 
 
