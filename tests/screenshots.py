@@ -1,6 +1,6 @@
 """README's pictures of a page and a report: what Chromium shows of them.
 
-    python tests/screenshots.py PAGE/ REPORT.html
+    PYTHONPATH=. python tests/screenshots.py PAGE/ REPORT.html
 
 writes docs/page.png and docs/report.png; the two are made by tools.page and tools.report.
 """
