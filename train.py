@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ FOLDER_OR_FILE = UserPath(exists=True)
 @click.option("--estimate", is_flag=True, help="Try a few iterations; say time, memory and disk.")
 @click.option("--fresh", is_flag=True, help="Start anew even where an equal run was interrupted.")
 @click.option("--metrics", help="Names, or none.  [default: fid50k_full]")
+@click.option("--report", is_flag=True, help="Write report.html anew at every snapshot.")
 @click.option("--metricdata", type=FOLDER_OR_FILE, help="Images to measure against, if others.")
 @click.option("--patience", type=COUNT, help="Stop after N snapshots that bring no improvement.")
 # Data.
@@ -84,7 +86,9 @@ FOLDER_OR_FILE = UserPath(exists=True)
 @click.option("--allow-tf32", type=bool, default=False, help="Let float32 products use TF32.")
 @click.option("--workers", type=click.IntRange(min=0), default=3, help="Loading processes.")
 @trust.options
-def main(outdir: Path, dry_run: bool, estimate: bool, fresh: bool, **values: Any) -> None:
+def main(
+    outdir: Path, dry_run: bool, estimate: bool, fresh: bool, report: bool, **values: Any
+) -> None:
     """Train a GAN on few images, from scratch or from the network in a pickle.
 
     \b
@@ -110,7 +114,23 @@ def main(outdir: Path, dry_run: bool, estimate: bool, fresh: bool, **values: Any
     else:
         from training.launch import launch
 
-        launch(found.options, outdir=outdir, fresh=fresh, gpus=found.gpus)
+        watch = partial(write_report, at_snapshots=report)
+        launch(found.options, outdir=outdir, fresh=fresh, gpus=found.gpus, watch=watch)
+
+
+def write_report(run_dir: Path, done: bool, *, at_snapshots: bool) -> None:
+    """Write the run's report at its end, or at a snapshot; training never fails for it."""
+    if not (done or at_snapshots):
+        return
+    try:
+        from tools import report
+
+        path = report.write([run_dir])
+    except Exception as error:  # whatever it is, the networks are saved and hours are not lost
+        click.echo(f"No report: {error}; try python -m tools.report {run_dir}", err=True)
+    else:
+        if done:
+            click.echo(f"Report: {path}")
 
 
 if __name__ == "__main__":

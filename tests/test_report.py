@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import browser
 import numpy as np
@@ -225,3 +228,20 @@ def test_it_prints_on_white_without_controls(written, page):
     assert not page.find_element("id", "step").is_displayed()
     pdf = page.execute_cdp_cmd("Page.printToPDF", {})["data"]
     assert len(pdf) > 10_000
+
+
+def test_training_ends_with_a_report_and_keeps_it_current(tmp_path):
+    root = Path(report.__file__).parent.parent
+    command = [
+        sys.executable, "train.py", f"--outdir={tmp_path}", "--data=examples/lorelei-ten.zip",
+        "--kimg=0.02", "--tick=0.01", "--snap=1", "--report", "--batch=4", "--cbase=128",
+        "--cmax=8", "--zdim=8", "--map-depth=1", "--gamma=0.1", "--pl-weight=0", "--metrics=none",
+        "--device=cpu", "--workers=0", "--precision=fp32",
+    ]  # fmt: skip
+    ran = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    [run] = tmp_path.iterdir()
+    assert f"Report: {run / 'report.html'}" in ran.stdout
+    text = (run / "report.html").read_text()
+    assert "train.py --outdir=" in text and "PyTorch" in text
+    assert "0.02 of 0.02 kimg, finished" in text

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,47 +14,61 @@ from stylegan2_fewshot import distributed
 from stylegan2_fewshot.ops import select
 from stylegan2_fewshot.plugin import load_external
 
+from . import environment
 from . import run_dir as run_dirs
 from .stopping import Diverged, Interrupted, Requests, silence_output
 from .training_loop import train
 
 T = TypeVar("T")
+Watch = Callable[[Path, bool], None]
 INTERRUPTED, DIVERGED = 130, 3  # exit statuses
 
 
-def launch(options: Mapping[str, Any], *, outdir: Path, fresh: bool, gpus: int) -> None:
+def launch(
+    options: Mapping[str, Any], *, outdir: Path, fresh: bool, gpus: int, watch: Watch | None = None
+) -> None:
     """Train with `options` in a run directory below `outdir`, in `gpus` processes.
 
     Under torchrun every process calls this, and `gpus` is their number.
+
+    Args:
+        options: All options of the run.
+        outdir: Where run directories are.
+        fresh: Whether to start anew where an equal run is.
+        gpus: Number of processes.
+        watch: Called on rank 0 with the run directory and whether training is done, after every
+            snapshot and at the end; a function of a module, as other processes look it up.
 
     Raises:
         SystemExit: Training was interrupted, status 130, or diverged, status 3.
         ValueError: A user's mistake.
     """
     if gpus == 1 or "RANK" in os.environ:
-        _work(options, outdir, fresh)
+        _work(options, outdir, fresh, watch)
         return
     with distributed.passing_on_signals() as received:
         try:
-            distributed.spawn(_work_in_new_process, (options, outdir, fresh), gpus)
+            distributed.spawn(_work_in_new_process, (options, outdir, fresh, watch), gpus)
         except SystemExit as ended:
             raise SystemExit(INTERRUPTED if received else ended.code) from None
     if received:
         raise SystemExit(INTERRUPTED)
 
 
-def _work_in_new_process(options: Mapping[str, Any], outdir: Path, fresh: bool) -> None:
+def _work_in_new_process(
+    options: Mapping[str, Any], outdir: Path, fresh: bool, watch: Watch | None
+) -> None:
     for place in options["external"]:
         load_external(place)
-    _work(options, outdir, fresh)
+    _work(options, outdir, fresh, watch)
 
 
-def _work(options: Mapping[str, Any], outdir: Path, fresh: bool) -> None:
+def _work(options: Mapping[str, Any], outdir: Path, fresh: bool, watch: Watch | None) -> None:
     device = distributed.init(options["device"])
     status = 0
     try:
         with Requests() as requests:
-            _train(options, outdir, fresh, device, requests)
+            _train(options, outdir, fresh, device, requests, watch)
     except Interrupted as reason:
         _say(requests, f"{reason}; the same command resumes from there")
         if not reason.together:  # other ranks may be anywhere: do not wait for them
@@ -73,7 +88,12 @@ def _work(options: Mapping[str, Any], outdir: Path, fresh: bool) -> None:
 
 
 def _train(
-    options: Mapping[str, Any], outdir: Path, fresh: bool, device: Any, requests: Requests
+    options: Mapping[str, Any],
+    outdir: Path,
+    fresh: bool,
+    device: Any,
+    requests: Requests,
+    watch: Watch | None,
 ) -> None:
     operations = select(options["ops"], device)
     plan = _on_rank_0(lambda: run_dirs.plan(outdir, options, fresh))
@@ -88,11 +108,17 @@ def _train(
             run = plan.run or run_dirs.create(outdir, plan.options)
             held.enter_context(run_dirs.lock(run))
             run_dirs.write_options(run, plan.options)
+            environment.record(run, device)
             return run
 
         run = _on_rank_0(choose)
         _say(requests, f"{'Resuming in' if plan.run else 'Training in'} {run}\n{operations}")
-        train(plan.options, run, device, requests)
+        told = watch if watch and distributed.rank() == 0 else None
+        train(
+            plan.options, run, device, requests, after_snapshot=told and partial(told, run, False)
+        )
+        if told:
+            told(run, True)
 
 
 def _say(requests: Requests, text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def train(
     run_dir: Path,
     device: torch.device,
     requests: Requests | None = None,
+    after_snapshot: Callable[[], None] | None = None,
 ) -> None:
     """Train, or go on where the newest checkpoint in `run_dir` ends.
 
@@ -43,6 +44,7 @@ def train(
         run_dir: Where all files go.
         device: The device of this rank.
         requests: Where requests to stop arrive; None to listen for signals here.
+        after_snapshot: Called on this rank when a snapshot is saved and measured.
 
     Raises:
         Diverged: A loss or a weight is not finite.
@@ -51,7 +53,7 @@ def train(
     """
     if requests is None:
         with Requests() as requests:
-            train(options, run_dir, device, requests)
+            train(options, run_dir, device, requests, after_snapshot)
         return
     construction.set_up_torch(options)
     with requests.at_once("stopped before training began"):
@@ -75,6 +77,7 @@ def train(
         if text := adaptive.about_targets(state.plugins):
             log.say(text)
         run = _Run(options, run_dir, device, state, log, requests)
+        run.after_snapshot = after_snapshot
         run.snapshots.choose_metrics()
         if fresh:
             run.rehearse()
@@ -107,6 +110,7 @@ class _Run:
         self.snapshots = Snapshots(options, run_dir, state, log, device)
         self.phases = Phases(options, state, device)
         self.clock = Clock(options, state.cur_nimg)
+        self.after_snapshot: Callable[[], None] | None = None
 
     def rehearse(self) -> None:
         """Train while plugins look on, take all of it back, and let them decide."""
@@ -216,7 +220,10 @@ class _Run:
         self.state.unmeasured = self.snapshots.path.name if self.snapshots.metrics else None
         self._save_checkpoint()
         self.snapshots.save()
-        return self._catch_up()
+        ended = self._catch_up()
+        if self.after_snapshot:
+            self.after_snapshot()
+        return ended
 
     def _catch_up(self) -> bool:
         """Measure a snapshot that is saved but not measured; return whether to end early."""
