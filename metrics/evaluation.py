@@ -99,7 +99,7 @@ class Evaluation:
         return self._kept(source, key, features).to(self.device)
 
     def _kept(self, source: Source, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
-        """Return what `make` gives: of real images from the cache, of fakes from the last metric."""
+        """Return what `make` gives: of reals from the cache, of fakes from the last metric."""
         if not isinstance(source, Reals):
             known = (source.size, *key)
             if known not in self._of_fakes:
