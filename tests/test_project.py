@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import generate
+from metrics import detectors
 from tools import project
 from training import grids, pickles
 from training.networks import Discriminator, Generator
@@ -203,3 +209,55 @@ def test_w_plus_finds_images_of_an_example_network(tmp_path: Path) -> None:
     assert len(lines) == 2
     for line in lines:  # NAME: LPIPS A at the start, B at the end
         assert float(line[6]) < 0.1 * float(line[2]), line
+
+
+@pytest.mark.slow
+def test_images_of_others_end_nearer_than_the_mean_of_w(tmp_path: Path) -> None:
+    [network] = Path("examples").glob("*.pkl")
+    with zipfile.ZipFile("examples/lorelei-heldout.zip") as archive:
+        names = [name for name in archive.namelist() if name.endswith(".png")][:2]
+        for number, name in enumerate(names):
+            (tmp_path / f"{number}.png").write_bytes(archive.read(name))
+    options = ("--network", network, "--num-steps=100", "--outdir", tmp_path / "out")
+    done = run(project, *sorted(tmp_path.glob("?.png")), *options)
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.output.splitlines() if ": LPIPS " in line]
+    assert len(lines) == 2
+    assert all(float(line[6]) < float(line[2]) for line in lines), lines
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("ORIGINAL" not in os.environ, reason="ORIGINAL names no checkout of it")
+def test_the_search_agrees_with_the_original_s(tmp_path: Path) -> None:
+    """The same LPIPS within 5 % after 250 steps in W, from the same seed and start."""
+    [example] = Path("examples").glob("*.pkl")
+    nets = pickles.load(example)
+    kwargs = nets.G_ema.init_kwargs
+    kwargs = {**kwargs, "synthesis_kwargs": {**kwargs["synthesis_kwargs"], "num_fp16_res": 0}}
+    G = Generator(**kwargs)
+    G.load_state_dict(nets.G_ema.state_dict())
+    G = G.eval().requires_grad_(False)
+    pickles.save(tmp_path / "net.pkl", G=G, D=nets.D, G_ema=G)
+    z = torch.from_numpy(np.random.RandomState(0).randn(1, G.z_dim))
+    pixels = grids.to_pixels(G(z, None, noise_mode="const"))
+    target = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    lpips = detectors.load("lpips-vgg16").network
+    traced = torch.jit.trace(lpips, target.float())
+    traced.save(str(tmp_path / "lpips.pt"))
+    np.savez(tmp_path / "target.npz", target=target[0].numpy())
+    files = [tmp_path / name for name in ("net.pkl", "lpips.pt", "target.npz")]
+    script = Path(__file__).with_name("original_projector.py")
+    command = [sys.executable, script, os.environ["ORIGINAL"], *files, "250", tmp_path / "out.npz"]
+    subprocess.run([str(word) for word in command], check=True)
+    search = Projection(G, target, torch.zeros(1, 0), lpips, Settings(steps=250))
+    start = time.process_time()
+    list(search.run())
+    spent = time.process_time() - start
+    with np.load(tmp_path / "out.npz") as arrays:
+        theirs, their_sec = torch.from_numpy(arrays["w"]), float(arrays["cpu_sec"])
+    one, two = (
+        float(distances(lpips, G.synthesis(w, noise_mode="const"), search.wanted))
+        for w in (search.latents(), theirs)
+    )
+    print(f"LPIPS {one:.5f}, the original's {two:.5f}; CPU {spent:.1f} s, {their_sec:.1f} s")
+    assert one == pytest.approx(two, rel=0.05)
