@@ -387,7 +387,7 @@ def register(name: str) -> Callable[[type[P]], type[P]]:
     """Enter a plugin class into the registry under `name`, its option prefix and file name."""
 
     def enter(cls: type[P]) -> type[P]:
-        _check(cls, name)
+        check(cls, name)
         cls.name = name
         _REGISTRY[name] = cls
         return cls
@@ -395,7 +395,8 @@ def register(name: str) -> Callable[[type[P]], type[P]]:
     return enter
 
 
-def _check(cls: type[Plugin], name: str) -> None:
+def check(cls: type[Plugin], name: str) -> None:
+    """Raise a TypeError where a class is not a plugin as it should be."""
     if name in _REGISTRY:
         raise TypeError(f"plugin {name!r} is registered twice: {_REGISTRY[name]} and {cls}")
     own = {key: value for key, value in vars(cls).items() if inspect.isfunction(value)}
