@@ -21,7 +21,8 @@ from stylegan2_fewshot.ops import setup_filter
 
 from ..networks import TAPS
 from ..unpickler import PickleError, TensorView
-from . import Content, Parts, torch_file
+from . import torch_file
+from .content import Content, Parts
 
 KEYS = {"G": "g", "D": "d", "G_ema": "g_ema"}
 _OWN = "init_kwargs"  # what `write` adds, so that reading its files restores every argument

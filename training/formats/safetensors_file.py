@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stylegan2_fewshot.files import replacing
 
 from ..unpickler import PickleError, one_line
-from . import Content, Parts
+from .content import Content, Parts
 
 _FORMAT = "stylegan2-fewshot"
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError)

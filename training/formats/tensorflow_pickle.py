@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..unpickler import NAMES, DType, Function, PickleError, Record, unpickle
-from . import Content, Parts
+from .content import Content, Parts
 
 Array = NDArray[Any]
 

@@ -1,0 +1,95 @@
+"""Stochastic filter banks: an ensemble of generators in one."""
+
+from __future__ import annotations
+
+import math
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ...plugin import Plugin, Run, register
+from .filters import KEY, banks_of, candidates, held, install
+
+
+def choose_layers(patterns: str, names: list[str]) -> list[str]:
+    """Return the layers that patterns, separated by commas, name; none: the half at the latent."""
+    if not patterns:
+        return names[: max(len(names) // 2, 1)]
+    wanted = patterns.split(",")
+    for pattern in wanted:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            known = ", ".join(names)
+            raise ValueError(f"--bank-layers={patterns}: no layer {pattern!r}; there are {known}")
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)]
+
+
+@register("bank")
+class Bank(Plugin):
+    """Train many generators in one: layers hold several filter sets, every sample takes one each.
+
+    Chaplygin and Chacksfield 2018 (arXiv 1802.02436): K sets in L layers are K^L routes through G,
+    weak generators that keep one another from collapsing. A sample's route is a function of its z.
+    A set that no sample of a batch takes is not trained in that step, and has not moved after it.
+    The sets of a source network start as its filters and jitter, those from scratch independently.
+    With EWC, sets are held to the source's filters without the jitter, as the Fisher information
+    of the banked network says; a file of the source's knows no sets, and leaves them free.
+
+    Args:
+        size: Filter sets per layer, K; 1 leaves G as it is.
+        layers: Layers with a bank: patterns, separated by commas, such as `b4.*,b8.conv1`; by
+            default the half of them that is nearest to the latent.
+        jitter: Standard deviation of what is added to the filters of a source network, relative to
+            their root mean square; small against what an adaptation changes.
+    """
+
+    neutral: ClassVar = {"size": 1}
+    rebuilds = True
+    network_key = KEY
+
+    def __init__(self, *, size: int = 1, layers: str = "", jitter: float = 0.01) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"--bank-size must be at least 1, got {size}")
+        if not 0 <= jitter < math.inf:
+            raise ValueError(f"--bank-jitter must not be negative, got {jitter}")
+        self.size, self.layers, self.jitter = size, layers, jitter
+        self._G: list[Any] = []  # in a list, or else G would be a part of this module
+
+    @classmethod
+    def synthesis_of(cls, G: Any, z: Tensor) -> dict[str, Any]:
+        return held(G, z)
+
+    @classmethod
+    def rebuild(cls, net: Any, **arguments: Any) -> None:
+        install(net, **arguments)
+
+    def setup(self, run: Run) -> None:
+        self._G = [run.G]
+        layers = choose_layers(self.layers, candidates(run.G))
+        if have := banks_of(run.G):
+            self._refuse_others(have, layers)
+        elif self.size > 1:
+            jitter = self.jitter if run.resumed else None
+            for net in (run.G, run.G_ema):
+                if net is not None:
+                    origins = install(
+                        net, size=self.size, layers=layers, jitter=jitter, seed=run.seed
+                    )
+                    if net is run.G and run.resumed:
+                        run.origins.update(origins)
+
+    def synthesis(self, z: Tensor) -> dict[str, Any]:
+        return held(self._G[0], z)
+
+    def _refuse_others(self, have: dict[str, Any], layers: list[str]) -> None:
+        if have["size"] != self.size:
+            raise ValueError(
+                f"--bank-size={self.size}: the source network has {have['size']} sets per layer; "
+                "give that number"
+            )
+        if self.layers and have["layers"] != layers:
+            raise ValueError(
+                f"--bank-layers={self.layers}: the source network has banks in "
+                f"{', '.join(have['layers'])}; leave the option out"
+            )

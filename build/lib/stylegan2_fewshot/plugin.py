@@ -1,0 +1,500 @@
+"""The plugin protocol: twelve hooks, the registry, and the container that loss and loop hold."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from . import distributed, stats
+
+HOOKS = (
+    "condition",
+    "setup",
+    "trainable",
+    "synthesis",
+    "real_images",
+    "augment",
+    "observe",
+    "penalty",
+    "before_step",
+    "after_step",
+    "rehearsed",
+    "snapshot",
+)
+Phase = Literal["Gmain", "Gpl", "Dfake", "Dreal", "Dr1"]
+_REGISTRY: dict[str, type[Plugin]] = {}
+P = TypeVar("P", bound="Plugin")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward pass of training, as the hooks see it.
+
+    Attributes:
+        phase: Gmain, Gpl, Dfake, Dreal or Dr1. A pass that serves the main loss and its
+            regulariser at once carries the name of the main one.
+        cur_nimg: Real images shown to D before this iteration.
+        c: Labels `[N, c_dim]` as handed to the network.
+        ws: Latents `[N, num_ws, w_dim]`, where G ran.
+        img: Images `[N, C, H, W]` in [-1, 1], before augmentation.
+        logits: D's output `[N, 1]`, where D ran.
+        z: Latents `[N, z_dim]`, where G ran.
+    """
+
+    phase: Phase
+    cur_nimg: int = 0
+    c: Tensor | None = None
+    ws: Tensor | None = None
+    img: Tensor | None = None
+    logits: Tensor | None = None
+    z: Tensor | None = None
+
+    @property
+    def is_real(self) -> bool:
+        """Whether D sees real images in this pass."""
+        return self.phase in ("Dreal", "Dr1")
+
+    def detached(self) -> Step:
+        """Return the same step with tensors that no gradient flows through."""
+        tensors: dict[str, Any] = {
+            key: x.detach() for key, x in vars(self).items() if isinstance(x, Tensor)
+        }
+        return replace(self, **tensors)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a plugin may know of the training run when it is set up.
+
+    Attributes:
+        G: The generator that is trained, before any wrapping.
+        D: The discriminator, likewise.
+        dataset: The training set.
+        device: Where training takes place.
+        batch_size: Images per iteration over all ranks.
+        seed: Seed of the run.
+        resumed: Path of the source network's pickle, or None when training starts from scratch.
+        resumed_from: Which generator of that pickle G starts as, G or G_ema.
+        G_ema: The moving average of G, for those that change the networks themselves.
+        source: G and D as they are in that pickle, where those that are trained have been widened.
+        origins: What parameters of G were in the source, by name, where a plugin that rebuilds has
+            added noise to them; it notes them here.
+    """
+
+    G: torch.nn.Module
+    D: torch.nn.Module
+    dataset: Any = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    batch_size: int = 1
+    seed: int = 0
+    resumed: str | None = None
+    resumed_from: str = "G"
+    G_ema: torch.nn.Module | None = None
+    source: tuple[torch.nn.Module, torch.nn.Module] | None = None
+    origins: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Plugin(torch.nn.Module):
+    """A method for training with few images: a module whose buffers are its whole state.
+
+    Override at least one hook. Hooks return values and change nothing that they were handed.
+    The constructor is the command line: its parameters are keyword-only, annotated, defaulted,
+    and described under `Args:` in the class's docstring.
+    """
+
+    name: ClassVar[str] = ""
+    augmentation: ClassVar[bool] = False  # switched on by --aug, not by the first option
+    option_names: ClassVar[Mapping[str, str]] = {}  # parameter -> option where not --NAME-PARAMETER
+    neutral: ClassVar[Mapping[str, Any]] = {}  # settings that leave training as it is
+    switches: ClassVar[tuple[str, ...]] = ()  # parameters that switch it on, besides the first
+    rebuilds: ClassVar[bool] = False  # its setup changes the networks, so it comes first
+    resumes_from: ClassVar[str] = "G"  # generator of --resume that G starts as by default
+    status: ClassVar[Mapping[str, str]] = {}  # label in the status line -> name of a statistic
+    companion: ClassVar[str] = ""  # suffix of the file that `snapshot` writes beside a pickle
+    network_key: ClassVar[str] = ""  # of `init_kwargs`, where it makes other networks: `rebuild`
+    rehearsal: int = 0  # iterations that it wants to see before training, which are taken back
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seed = 0
+        self._generators: dict[torch.device, tuple[torch.Generator, int]] = {}
+
+    @classmethod
+    def labels_beside(cls, network: Path) -> Tensor | None:
+        """Return the labels `[M, c_dim]` that a network pickle was trained with, where this
+        method keeps them in a file beside it."""
+        return None
+
+    @classmethod
+    def derived(cls, *, kimg: float, resumed: bool, few_shot: bool) -> dict[str, Any]:
+        """Return constructor arguments whose default follows from the run that is made.
+
+        Args:
+            kimg: Length of the run, in thousands of images.
+            resumed: Whether it starts from a network.
+            few_shot: Whether its base configuration is that for few images.
+        """
+        return {}
+
+    def rng(self, step: Step | int, device: torch.device) -> torch.Generator:
+        """Return this plugin's own generator, seeded anew in every iteration.
+
+        The seed is a function of (run's seed, rank, cur_nimg, plugin's name): other plugins, z and
+        noise never see what is drawn here, and a resumed run draws what the run would have drawn.
+        """
+        generator, drawn_at = self._generators.get(device) or (torch.Generator(device), -1)
+        cur_nimg = step.cur_nimg if isinstance(step, Step) else step
+        if drawn_at != cur_nimg:
+            generator.manual_seed(seed_of(self._seed, distributed.rank(), cur_nimg, self.name))
+        self._generators[device] = generator, cur_nimg
+        return generator
+
+    def augment_pipe(self) -> torch.nn.Module | None:
+        """Return what a network pickle carries as its `augment_pipe`; one plugin at most may."""
+        return None
+
+    @classmethod
+    def synthesis_of(cls, G: Any, z: Tensor) -> dict[str, Any]:
+        """Return further arguments of `G.synthesis` for the latents `z`, for a network that this
+        method has made, whether or not it is being trained."""
+        return {}
+
+    @classmethod
+    def rebuild(cls, net: Any, **arguments: Any) -> None:
+        """Turn an ordinary network into the one whose `init_kwargs[network_key]` are these."""
+
+    def condition(self, dataset: Any) -> Any:
+        """Return the training set with the labels that G and D take; no network is built yet."""
+        return dataset
+
+    def setup(self, run: Run) -> None:
+        """Prepare for training; networks are built, no checkpoint is loaded yet."""
+
+    def trainable(self, net: str, name: str) -> bool:
+        """Return whether the parameter `name` of `net` ("G" or "D") is trained."""
+        return True
+
+    def synthesis(self, z: Tensor) -> dict[str, Any]:
+        """Return further arguments of G's synthesis for images of the latents `z` `[N, z_dim]`."""
+        return {}
+
+    def real_images(self, img: Tensor, c: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Return the real images `[N, C, H, W]` and labels that D is shown."""
+        return img, c
+
+    def augment(self, img: Tensor, step: Step) -> Tensor:
+        """Return the images `[N, C, H, W]` on their way into D, real or fake."""
+        return img
+
+    def observe(self, step: Step) -> None:
+        """Look at a forward pass; no gradients."""
+
+    def penalty(self, step: Step) -> Tensor | None:
+        """Return a scalar to add to the loss of `step.phase`, or None."""
+        return None
+
+    def before_step(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
+        """Mask or rewrite gradients of `net` ("G" or "D"): they are averaged over the ranks and
+        finite, and its optimizer steps next.
+
+        Args:
+            net: Which network.
+            params: Its trained parameters by name; `grad` is None where no loss reached one.
+        """
+
+    def after_step(self, cur_nimg: int) -> None:
+        """Update the state, once an iteration, when both optimizers are done.
+
+        Args:
+            cur_nimg: Real images shown to D before this iteration.
+        """
+
+    def rehearsed(self, moments: Mapping[str, stats.Moments]) -> None:
+        """Decide what a rehearsal was needed for, once in a run, before it starts.
+
+        Args:
+            moments: Statistics over the last half of the rehearsal, of all ranks. Networks,
+                optimizers, draws and the plugins' buffers are again as they were before it.
+        """
+
+    def snapshot(self, path: Path) -> None:
+        """Write what generating needs beside the network pickle at `path`, on one rank alone."""
+
+
+class Plugins(torch.nn.Module):
+    """Plugins in the order of the command line; empty, every hook is the identity.
+
+    Args:
+        plugins: Plugins by name. Any name will do, also that of a hook.
+
+    Raises:
+        ValueError: Two plugins claim the one place for an augmentation pipe in a pickle.
+    """
+
+    def __init__(self, plugins: Mapping[str, torch.nn.Module] | None = None) -> None:
+        super().__init__()
+        self._modules.update(plugins or {})  # add_module refuses the names of hooks
+        claims = [n for n, p in self.items() if type(p).augment_pipe is not Plugin.augment_pipe]
+        if len(claims) > 1:
+            raise ValueError(
+                f"{' and '.join(claims)} both put an augmentation pipe into the network pickle, "
+                "which holds one; drop one of them"
+            )
+
+    @classmethod
+    def create(cls, options: Mapping[str, Mapping[str, Any]]) -> Plugins:
+        """Build plugins from `{name: constructor arguments}`."""
+        return cls({name: find(name)(**arguments) for name, arguments in options.items()})
+
+    def __getitem__(self, name: str) -> Any:
+        return self._modules[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def keys(self) -> KeysView[str]:
+        return self._modules.keys()
+
+    def values(self) -> ValuesView[Any]:
+        return self._modules.values()
+
+    def items(self) -> ItemsView[str, Any]:
+        return self._modules.items()
+
+    @property
+    def active(self) -> list[Plugin]:
+        """The plugins, in their order."""
+        return list(self.values())
+
+    @property
+    def resumes_from(self) -> str:
+        """Which generator of a source network G starts as unless the user says: G or G_ema."""
+        return "G_ema" if any(plugin.resumes_from == "G_ema" for plugin in self.active) else "G"
+
+    def condition(self, dataset: Any) -> Any:
+        for plugin in self.active:
+            dataset = _call(plugin, "condition", dataset)
+        return dataset
+
+    def setup(self, run: Run) -> None:
+        for plugin in sorted(self.active, key=lambda plugin: not plugin.rebuilds):
+            plugin._seed = run.seed
+            _call(plugin, "setup", run)
+        self.to(run.device)
+
+    def trainable(self, net: str, name: str) -> bool:
+        return all(_call(plugin, "trainable", net, name) for plugin in self.active)
+
+    def synthesis(self, z: Tensor) -> dict[str, Any]:
+        parts = (_call(plugin, "synthesis", z) for plugin in self.active)
+        return {key: x for part in parts for key, x in part.items()}
+
+    def real_images(self, img: Tensor, c: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        for plugin in self.active:
+            img, c = _call(plugin, "real_images", img, c, step)
+        return img, c
+
+    def augment(self, img: Tensor, step: Step) -> Tensor:
+        for plugin in self.active:
+            img = _call(plugin, "augment", img, step)
+        return img
+
+    @torch.no_grad()
+    def observe(self, step: Step) -> None:
+        if self.active:
+            step = step.detached()
+        for plugin in self.active:
+            _call(plugin, "observe", step)
+
+    def penalty(self, step: Step) -> Tensor | None:
+        terms = [_penalty(plugin, step) for plugin in self.active]
+        given = [term for term in terms if term is not None]
+        return torch.stack(given).sum() if given else None
+
+    @torch.no_grad()
+    def before_step(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
+        for plugin in self.active:
+            _call(plugin, "before_step", net, params)
+
+    @torch.no_grad()
+    def after_step(self, cur_nimg: int) -> None:
+        for plugin in self.active:
+            _call(plugin, "after_step", cur_nimg)
+
+    @property
+    def rehearsal(self) -> int:
+        """Iterations that the plugins want to see before training."""
+        return max((plugin.rehearsal for plugin in self.active), default=0)
+
+    def rehearsed(self, moments: Mapping[str, stats.Moments]) -> None:
+        for plugin in self.active:
+            if plugin.rehearsal:
+                _call(plugin, "rehearsed", moments)
+
+    def snapshot(self, path: Path) -> None:
+        for plugin in self.active:
+            _call(plugin, "snapshot", path)
+
+    def status(self) -> dict[str, str]:
+        """Return what the status line shows of the plugins: names of statistics by label."""
+        return {label: key for plugin in self.active for label, key in plugin.status.items()}
+
+    def augment_pipe(self) -> torch.nn.Module | None:
+        """Return what a network pickle carries as its `augment_pipe`."""
+        pipes = (plugin.augment_pipe() for plugin in self.active)
+        return next((pipe for pipe in pipes if pipe is not None), None)
+
+
+def _call(plugin: Plugin, hook: str, *args: Any) -> Any:
+    """Call a hook; what it raises says where it comes from."""
+    try:
+        return getattr(plugin, hook)(*args)
+    except Exception as error:
+        error.add_note(f"in the hook {hook!r} of the plugin {plugin.name or type(plugin)!r}")
+        raise
+
+
+def _penalty(plugin: Plugin, step: Step) -> Tensor | None:
+    term: Tensor | None = _call(plugin, "penalty", step)
+    if term is not None and (not isinstance(term, Tensor) or term.shape != ()):
+        got = list(term.shape) if isinstance(term, Tensor) else type(term).__name__
+        raise TypeError(f"the penalty of the plugin {plugin.name!r} must be a scalar, got {got}")
+    return term
+
+
+def register(name: str) -> Callable[[type[P]], type[P]]:
+    """Enter a plugin class into the registry under `name`, its option prefix and file name."""
+
+    def enter(cls: type[P]) -> type[P]:
+        check(cls, name)
+        cls.name = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return enter
+
+
+def check(cls: type[Plugin], name: str) -> None:
+    """Raise a TypeError where a class is not a plugin as it should be."""
+    if name in _REGISTRY:
+        raise TypeError(f"plugin {name!r} is registered twice: {_REGISTRY[name]} and {cls}")
+    own = {key: value for key, value in vars(cls).items() if inspect.isfunction(value)}
+    for key in sorted(own.keys() - set(vars(Plugin))):
+        if key.startswith("_"):
+            continue
+        if close := difflib.get_close_matches(key, HOOKS, n=1, cutoff=0.65):
+            raise TypeError(f"plugin {name!r}: {key!r} is not a hook; did you mean {close[0]!r}?")
+    for hook in set(HOOKS) & own.keys():
+        want, got = (
+            list(inspect.signature(f).parameters) for f in (getattr(Plugin, hook), own[hook])
+        )
+        if want != got:
+            raise TypeError(
+                f"plugin {name!r}: {hook}({', '.join(got)}) must be {hook}({', '.join(want)})"
+            )
+    if all(getattr(cls, hook) is getattr(Plugin, hook) for hook in HOOKS):
+        raise TypeError(f"plugin {name!r} overrides no hook; hooks are {', '.join(HOOKS)}")
+
+
+def registry() -> dict[str, type[Plugin]]:
+    """Return all registered plugin classes by name, alphabetically."""
+    return dict(sorted(_REGISTRY.items()))
+
+
+def labels_beside(network: Path) -> Tensor | None:
+    """Return the labels that lie beside a network pickle, whichever method put them there."""
+    found = (cls.labels_beside(network) for cls in registry().values())
+    return next((labels for labels in found if labels is not None), None)
+
+
+def find(name: str) -> type[Plugin]:
+    """Return the plugin class registered as `name`; ValueError where there is none."""
+    if name not in _REGISTRY:
+        raise ValueError(f"there is no plugin {name!r}; there are {', '.join(registry())}")
+    return _REGISTRY[name]
+
+
+def companions(network: Path) -> list[Path]:
+    """Return the files that methods keep beside a network pickle, those that exist."""
+    suffixes = (cls.companion for cls in registry().values() if cls.companion)
+    return [path for suffix in suffixes if (path := network.with_suffix(suffix)).is_file()]
+
+
+def rebuilders() -> dict[str, type[Plugin]]:
+    """Return the methods that make other networks, by their key in `init_kwargs`."""
+    return {cls.network_key: cls for cls in registry().values() if cls.network_key}
+
+
+def synthesis_of(G: Any, z: Tensor) -> dict[str, Any]:
+    """Return further arguments of `G.synthesis` for `z`, whichever method has made G."""
+    parts = (cls.synthesis_of(G, z) for cls in rebuilders().values())
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def load_external(place: str) -> type[Plugin]:
+    """Import and register a third party's plugin.
+
+    Args:
+        place: `package.module:Class`, or `path/to/file.py:Class`.
+
+    Raises:
+        ValueError: There is no such module or class, or it is not a plugin.
+    """
+    module, _, attribute = place.rpartition(":")
+    try:
+        cls = getattr(_import(module), attribute)
+    except (ImportError, AttributeError, ValueError, OSError) as error:
+        raise ValueError(
+            f"--plugin={place}: {error}; write package.module:Class or path/to/file.py:Class"
+        ) from error
+    if not (isinstance(cls, type) and issubclass(cls, Plugin)):
+        raise ValueError(f"--plugin={place}: not a subclass of stylegan2_fewshot.Plugin")
+    if cls in _REGISTRY.values():
+        return cls
+    # An inherited name is that of another plugin.
+    return register(vars(cls).get("name") or cls.__name__.lower())(cls)
+
+
+def _import(place: str) -> ModuleType:
+    """Import a module by name, or a file by path, each once in a process."""
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    path = Path(place).expanduser().resolve()
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if not path.is_file():
+        raise ImportError("there is no such file")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def seed_of(*parts: int | str) -> int:
+    """Return a 63-bit seed that depends on every part, the same on every machine."""
+    text = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
