@@ -10,13 +10,13 @@ import torch
 
 from stylegan2_fewshot import distributed
 
-from .detectors import Detector, load
+from .detectors import MOBILENETV2, Detector, load
 from .evaluation import Evaluation
 from .features import Pool, Subject
 from .registry import METRICS, Metric, check, find
 from .results import append, is_better, read, value
 from .trust import NOBODY, Trust
-from .weights import DetectorMissing
+from .weights import DetectorMissing, on_disk
 
 __all__ = [
     "METRICS",
@@ -54,10 +54,17 @@ def usable(
             check(metric, dataset, reference)
             load(metric.detector, torch.device(device), trust=trust)
         except ValueError as error:
-            troubles[name] = f"{metric.name} is left out: {error}"
+            troubles[name] = f"{metric.name} is left out: {error}{_alternative(error)}"
     for theirs in distributed.gather(troubles):  # what one rank cannot do, none does
         troubles = {**theirs, **troubles}
     return [name for name in metrics if name not in troubles], list(troubles.values())
+
+
+def _alternative(error: ValueError) -> str:
+    """Return which metric works on this machine as it is, where a detector is missing."""
+    if not isinstance(error, DetectorMissing) or on_disk(MOBILENETV2) is None:
+        return ""
+    return "; --metrics=kid5k_full@mobilenetv2 works here"
 
 
 def compute(

@@ -11,10 +11,10 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 from filelock import FileLock
-from tqdm import tqdm
 
 from stylegan2_fewshot import cache
 from stylegan2_fewshot.files import sha256_of, write_text
+from stylegan2_fewshot.progress import progress
 
 _ATTEMPTS = 3
 _TIMEOUT_SEC = (10, 60)  # to connect; between two pieces
@@ -115,7 +115,7 @@ def _continue(url: str, part: Path) -> None:
         length = response.headers.get("Content-Length")
         total = None if length is None else start + int(length)
         name = part.name.removesuffix(".part")
-        bar = tqdm(desc=name, initial=start, total=total, unit="B", unit_scale=True, disable=None)
+        bar = progress(desc=name, initial=start, total=total, unit="B")
         with bar, part.open("ab" if start else "wb") as file:
             for chunk in response.iter_content(_CHUNK):
                 file.write(chunk)

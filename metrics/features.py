@@ -16,11 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from stylegan2_fewshot import cache, distributed
 from stylegan2_fewshot.files import replacing
 from stylegan2_fewshot.plugin import seed_of
+from stylegan2_fewshot.progress import progress
 
 CPU = torch.device("cpu")
 
@@ -140,7 +140,7 @@ def extract(
     """
     rank, ranks = distributed.rank(), distributed.world_size()
     starts = range(rank * source.group, source.size, ranks * source.group)
-    bar = tqdm(starts, show, leave=False, disable=None if show and rank == 0 else True)
+    bar = progress(starts, f"{show}, {source.size} in groups", show=bool(show) and rank == 0)
     mine = []
     for start in bar:
         items = source.load(start, min(start + source.group, source.size))

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from training import checkpoint, pickles, run_dir, training_loop
 
@@ -133,6 +134,67 @@ def comparable(line):
     """Return a line of stats.jsonl without what is about clock and memory."""
     entries = json.loads(line).items()
     return {k: v for k, v in entries if not k.startswith(("Timing/", "Resources/", "timestamp"))}
+
+
+def repaint(data):
+    Image.new("RGB", (16, 16), "red").save(data / "3.png")
+
+
+def add(data):
+    Image.new("RGB", (16, 16), "red").save(data / "more.png")
+
+
+def enlarge(data):
+    for path in data.iterdir():
+        Image.new("RGB", (32, 32), "red").save(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (repaint, "other files;"),
+        (add, "8 images then, 9 now, other files;"),
+        (enlarge, "16 pixels a side then, 32 now"),
+    ],
+)
+def test_data_that_has_changed_is_refused(tiny_options, tiny_data, tmp_path, change, words):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    training_loop.train({**tiny_options, "total_kimg": 0.004}, folder, CPU)
+    change(tiny_data)
+    with pytest.raises(ValueError, match="changed since the checkpoint of this run") as refused:
+        training_loop.train(tiny_options, folder, CPU)
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_source_that_is_gone_is_not_missed(tiny_options, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    short = {**tiny_options, "total_kimg": 0.004}
+    training_loop.train(short, first, CPU)
+    source = run_dir.newest_network(first)
+    ewc = {"ewc": {"lambda_": 1.0, "samples": 2}}
+    options = {**short, "resume": str(source), "resume_from": "G_ema", "plugins": ewc}
+    training_loop.train(options, second, CPU)
+    for path in first.iterdir():
+        path.unlink()
+    training_loop.train({**options, "total_kimg": 0.008}, second, CPU)
+    assert run_dir.newest_network(second).name == "network-snapshot-000000-008.pkl"
+
+
+def test_another_source_is_refused(tiny_options, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    short = {**tiny_options, "total_kimg": 0.004}
+    training_loop.train(short, folder, CPU)
+    source = run_dir.newest_network(folder)
+    (second := tmp_path / "second").mkdir()
+    options = {**short, "resume": str(source), "resume_from": "G"}
+    training_loop.train(options, second, CPU)
+    source.write_bytes(run_dir.newest_network(second).read_bytes())
+    with pytest.raises(ValueError, match="is another network than when this run began"):
+        training_loop.train({**options, "total_kimg": 0.008}, second, CPU)
 
 
 def test_a_checkpoint_of_other_networks_is_one_line(tiny_options, tmp_path):

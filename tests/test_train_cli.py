@@ -155,6 +155,16 @@ def test_world_size_of_torchrun_counts(dry_run, monkeypatch):
     ("args", "message"),
     [
         ("--kimg=0", "'--kimg': 0.0 is not in the range x>0."),
+        ("--gamma=nan", "'--gamma': nan is not a finite number."),
+        ("--glr=inf", "'--glr': inf is not a finite number."),
+        ("--ema-kimg=nan", "'--ema-kimg': nan is not a finite number."),
+        ("--aug=apa --apa-max=nan", "'--apa-max': nan is not a finite number."),
+        ("--freezed=100", "--freezed=100: this D has 17 layers to freeze"),
+        (
+            "--resume=x.pkl --batch=6",
+            "--batch=6: D compares images in groups of 4, which must divide the 6 images of a pass",
+        ),
+        ("--resume=x.pkl --zdim=9", "--zdim=9: the network of --resume=x.pkl has G.z_dim=8"),
         ("--gpus=3", "--batch=64 must be a multiple of the 3 GPUs; change either"),
         ("--gpus=2 --batch=7", "--batch=7 must be a multiple of the 2 GPUs; change either"),
         ("--gpus=8 --batch=4", "--batch=4 must be a multiple of the 8 GPUs; change either"),
@@ -177,6 +187,38 @@ def test_world_size_of_torchrun_counts(dry_run, monkeypatch):
 )
 def test_mistakes_are_one_line_that_names_the_option(args, message, dry_run):
     assert message in dry_run(*args.split())
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE must be a number from 1, got '-1'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be a number from 1, got '0'"),
+        ({"WORLD_SIZE": "2", "RANK": "5"}, "RANK must be a number from 0 to 1, got '5'"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be a number from 1, got 'two'"),
+    ],
+)
+def test_an_environment_that_torchrun_would_not_make(variables, message, dry_run, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert message in dry_run()
+
+
+def test_a_home_directory_is_expanded(dry_run, data, monkeypatch):
+    monkeypatch.setenv("HOME", str(data().parent))
+    assert dry_run("--data=~/data64")["dataset"]["path"] == str(data())
+    assert dry_run("--kimg=0.5")["total_kimg"] == 0.5
+
+
+def test_defaults_for_few_images(dry_run):
+    options = dry_run("--cfg=fewshot", "--resume=x.pkl", "--gamma=3")
+    assert options["batch_size"] == 4 and options["loss"]["r1_gamma"] == 3
+    assert list(options["plugins"]) == ["apa"] and options["metrics"] == []
+    assert options["plugins"]["apa"]["kimg"] == options["total_kimg"] / 20 < 1
+    assert "plugins.apa.kimg" in options["derived"]
+    longer = dry_run("--cfg=fewshot", "--resume=x.pkl", "--kimg=40", "--aug=noaug")
+    assert (longer["kimg_per_tick"], longer["snapshot_ticks"]) == (1.0, 5)
+    assert longer["plugins"] == {}
 
 
 def test_mistakes_about_data_name_the_file(dry_run, tmp_path):

@@ -22,7 +22,9 @@ SHORT_NAMES = {
 def is_here(path_or_url: str) -> bool:
     """Return whether a network is on this machine, so that nothing has to be downloaded."""
     url = SHORT_NAMES.get(path_or_url, path_or_url)
-    return is_downloaded(url) if re.match(r"https?://", url) else True
+    if re.match(r"https?://", url):
+        return is_downloaded(url)
+    return Path(url).expanduser().is_file()
 
 
 def fetch(path_or_url: str | os.PathLike[str], *, sha256: str | None = None) -> Path:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from stylegan2_fewshot import adaptive, distributed, stats
 
-from . import checkpoint, construction, inputs, run_log
+from . import checkpoint, construction, inputs, run_log, sources
 from .clock import Clock, tick
 from .dataset import IN_MEMORY_BYTES, ImageDataset
 from .phases import Phases, batches
@@ -60,6 +60,8 @@ def train(
         dataset = ImageDataset(**options["dataset"], check=False)  # the command has looked at it
         dataset.keep_decoded(IN_MEMORY_BYTES // distributed.world_size())
         saved = checkpoint.load_newest(run_dir)
+        if saved is not None:
+            options = _without_lost_source(options, run_dir)
         fresh, known = saved is None, saved and saved.get("inputs")
         given = inputs.describe(dataset, options["resume"])
         inputs.refuse_changes(options, known, given)
@@ -91,6 +93,17 @@ def train(
                 "resumes from the last checkpoint, --workers=0 does without such processes"
             ) from error
         raise
+
+
+def _without_lost_source(options: Mapping[str, Any], run_dir: Path) -> Mapping[str, Any]:
+    """Return options in which a source network that is gone is replaced by the run's own newest.
+
+    A checkpoint holds all weights; the source would only say what the networks look like.
+    """
+    resume = options["resume"]
+    if resume is None or sources.is_here(resume) or not snapshots(run_dir):
+        return options
+    return {**options, "resume": str(snapshots(run_dir)[-1])}
 
 
 class _Run:

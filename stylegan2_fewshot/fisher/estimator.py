@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.overrides import TorchFunctionMode
-from tqdm import tqdm
 
 from .. import distributed, stamped
 from ..plugin import seed_of
+from ..progress import progress
 from .file import FORMAT, LIKELIHOOD, Fisher
 
 BLOCK = 64  # samples between two sums over the ranks; a run goes on from the end of one
@@ -227,7 +227,7 @@ def estimate(
     batch = batch or max(1, min(MAX_BATCH, VECTOR_BYTES // (4 * sum(job.sizes))))
     main, saved = distributed.rank() == 0, time.monotonic()
     start = int(sums.done)
-    with tqdm(desc="Fisher", total=settings.samples, initial=start, disable=not main) as bar:
+    with progress(desc="Fisher", total=settings.samples, initial=start, show=main) as bar:
         while (done := int(sums.done)) < settings.samples:
             sums.merge(_block(job, done, batch, vectorized, bar))
             if partial and main and time.monotonic() - saved > SAVE_EVERY_SEC:
@@ -236,7 +236,7 @@ def estimate(
     return _finish(job, sums, meta)
 
 
-def _block(job: Estimator, done: int, batch: int, vectorized: bool, bar: tqdm[Any]) -> Sums:
+def _block(job: Estimator, done: int, batch: int, vectorized: bool, bar: Any) -> Sums:
     """Return the sums over this rank's share of the next block of samples."""
     sums = Sums(job.sizes, job.device)
     end = min(done + BLOCK, job.settings.samples)
