@@ -45,7 +45,7 @@ def source(tmp_path_factory):
     """Return a network pickle of 64x64 pixels."""
     widths = dict(channel_base=256, channel_max=8)
     G = networks.Generator(8, 0, 8, 64, 3, dict(num_layers=2), widths)
-    D = networks.Discriminator(0, 64, 3, **widths, epilogue_kwargs=dict(mbstd_group_size=4))
+    D = networks.Discriminator(0, 64, 3, **widths, epilogue_kwargs=dict(mbstd_group_size=8))
     path = tmp_path_factory.mktemp("source") / "source.pkl"
     pickles.save(path, G=G, D=D, G_ema=G)
     return path
@@ -159,10 +159,10 @@ def test_world_size_of_torchrun_counts(dry_run, monkeypatch):
         ("--glr=inf", "'--glr': inf is not a finite number."),
         ("--ema-kimg=nan", "'--ema-kimg': nan is not a finite number."),
         ("--aug=apa --apa-max=nan", "'--apa-max': nan is not a finite number."),
-        ("--freezed=100", "--freezed=100: this D has 17 layers to freeze"),
+        ("--freezed=100", "--freezed=100: this D has 13 layers to freeze"),
         (
-            "--resume=x.pkl --batch=6",
-            "--batch=6: D compares images in groups of 4, which must divide the 6 images of a pass",
+            "--resume=x.pkl --batch=12",
+            "--batch=12: D compares images in groups of 8, which must divide the 12 images of",
         ),
         ("--resume=x.pkl --zdim=9", "--zdim=9: the network of --resume=x.pkl has G.z_dim=8"),
         ("--gpus=3", "--batch=64 must be a multiple of the 3 GPUs; change either"),

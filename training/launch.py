@@ -16,6 +16,8 @@ from stylegan2_fewshot.plugin import load_external
 
 from . import environment
 from . import run_dir as run_dirs
+from .dataset import ImageDataset
+from .dry_run import check
 from .stopping import Diverged, Interrupted, Requests, silence_output
 from .training_loop import train
 
@@ -105,6 +107,8 @@ def _train(
     with contextlib.ExitStack() as held:
 
         def choose() -> Path:
+            if plan.run is None:  # what would be refused is refused before a folder is made
+                check(plan.options, ImageDataset(**plan.options["dataset"], check=False))
             run = plan.run or run_dirs.create(outdir, plan.options)
             held.enter_context(run_dirs.lock(run))
             run_dirs.write_options(run, plan.options)

@@ -199,7 +199,7 @@ def explicit(given: Mapping[str, Any]) -> dict[str, str]:
     return {
         path: f"--{option.replace('_', '-')}={given[option]}"
         for option, paths in ARCHITECTURE.items()
-        if option in given
+        if option in given and given[option] not in ("auto", "fewshot")  # these fit what there is
         for path in paths
     }
 

@@ -60,11 +60,11 @@ def train(
         dataset = ImageDataset(**options["dataset"], check=False)  # the command has looked at it
         dataset.keep_decoded(IN_MEMORY_BYTES // distributed.world_size())
         saved = checkpoint.load_newest(run_dir)
-        if saved is not None:
-            options = _without_lost_source(options, run_dir)
         fresh, known = saved is None, saved and saved.get("inputs")
         given = inputs.describe(dataset, options["resume"])
         inputs.refuse_changes(options, known, given)
+        if not fresh:
+            options = _without_lost_source(options, run_dir)
         state, source = construct(options, dataset, device, estimates=fresh)
         state.inputs = known or given
         stats.restore([])
