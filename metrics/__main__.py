@@ -73,7 +73,7 @@ def measure(options: dict[str, Any]) -> None:
     select("auto", device)
     torch.backends.cudnn.allow_tf32 = False
     source = options["network"]
-    network = pickles.load(source)
+    network = pickles.load(source, needs=("G_ema",))
     pool = _pool(options, network.G_ema.c_dim)
     data = _datasets(options, network, has_labels=network.G_ema.c_dim > 0 and pool is None)
     shared = {"device": device}

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stylegan2_fewshot.files import refusing
+
 from .weights import read_arrays
 
 Pairs = Iterator[tuple[Tensor, Tensor]]  # weight and bias of each convolution
@@ -123,7 +125,7 @@ def resnet50_ssl(path: Path) -> nn.Sequential:
 
     He et al., CVPR 2016 (arXiv 1512.03385), Table 1, the stride in the 3x3 convolutions.
     """
-    tensors = {k.removeprefix("module.pre."): v for k, v in _read(path).items()}
+    tensors = {k.removeprefix("module.pre."): v for k, v in read(path).items()}
     last = nn.Linear(2048, 768, device="meta")
     head = {name: tensors.pop(f"fc.{name}") for name in ("weight", "bias")}
     last.load_state_dict(head, assign=True)
@@ -158,7 +160,7 @@ def lpips_heads(paths: list[Path]) -> list[Tensor]:
     if _is_jax(paths):
         arrays = read_arrays(paths[0])
         return [_tensor(arrays[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]).flatten() for i in range(5)]
-    tensors = _read(paths[1])
+    tensors = read(paths[1])
     return [tensors[f"lin{i}.model.1.weight"].flatten() for i in range(5)]
 
 
@@ -217,13 +219,18 @@ def _is_jax(paths: list[Path]) -> bool:
     return paths[0].suffix == ".ckpt"
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    return torch.load(path, map_location="cpu", weights_only=True)
+def read(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a state dict by name."""
+    with refusing(path, "not a state dict of torch", "get the file again"):
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        if not all(isinstance(tensor, Tensor) for tensor in dict(tensors).values()):
+            raise ValueError("it holds something else than tensors")
+        return dict(tensors)
 
 
 def _read_features(path: Path) -> dict[str, Tensor]:
     """Return what comes before the classifier in torchvision's file, in order of the layers."""
-    return {k: v for k, v in _read(path).items() if k.startswith("features.")}
+    return {k: v for k, v in read(path).items() if k.startswith("features.")}
 
 
 def _normalised(tensors: Mapping[str, Tensor]) -> Pairs:

@@ -11,6 +11,8 @@ from typing import Any
 
 from stylegan2_fewshot.files import json_line, write_text
 
+_OTHER_TYPES = (AttributeError, KeyError, TypeError, StopIteration)  # in the place of a dict
+
 
 def value(result: dict[str, Any]) -> float:
     """Return the value to judge a result by."""
@@ -56,8 +58,18 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _result(line: str) -> dict[str, Any] | None:
-    with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(line)
-        if isinstance(found, dict) and isinstance(found.get("results"), dict):
-            return found
+    with contextlib.suppress(ValueError, RecursionError, *_OTHER_TYPES):
+        found: dict[str, Any] = json.loads(line)
+        _check(found)
+        return found
     return None
+
+
+def _check(line: dict[str, Any]) -> None:
+    """Raise unless the values that others rely on are of their types."""
+    if not all(isinstance(number, (int, float)) for number in line["results"].values()):
+        raise ValueError("a result is not a number")
+    if not (value(line) is not None and isinstance(line.get("kimg") or 0, (int, float))):
+        raise ValueError("kimg is not a number")
+    if not isinstance(line.get("snapshot_pkl") or "", str):
+        raise ValueError("snapshot_pkl is not a text")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import pickle
+import pickletools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from stylegan2_fewshot import cache
-from stylegan2_fewshot.files import sha256_of
+from stylegan2_fewshot.files import printable, sha256_of
 
 from .downloads import SourceError, fetch
 
@@ -111,11 +113,25 @@ def read_arrays(path: Path) -> dict[str, Any]:
     Raises:
         DetectorMissing: The file names anything but numpy's arrays.
     """
+    data = path.read_bytes()
     try:
-        with path.open("rb") as stream:
-            return _ArrayUnpickler(stream).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
-        raise DetectorMissing(f"{path}: not a pickle of numpy arrays ({error})") from error
+        if size := next((n for n in _claimed(data) if n > len(data)), None):
+            raise pickle.UnpicklingError(f"it claims {size} bytes")
+        return dict(_ArrayUnpickler(io.BytesIO(data)).load())
+    except MemoryError:
+        raise
+    except Exception as error:  # foreign bytes make an unpickler raise anything
+        reason = printable(" ".join(str(error).split()))[:200]
+        raise DetectorMissing(f"{path}: not a pickle of numpy arrays ({reason})") from error
+
+
+def _claimed(data: bytes) -> Iterator[int]:
+    """Yield the places in the memo that a pickle asks for: it would become that large."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            yield int(argument)
+        if opcode.name.startswith("BYTEARRAY") or opcode.name == "EXT4":
+            raise pickle.UnpicklingError(f"it has the opcode {opcode.name}")
 
 
 class _ArrayUnpickler(pickle.Unpickler):

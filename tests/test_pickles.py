@@ -492,9 +492,7 @@ def test_hostile_file_is_refused_and_does_not_run(tmp_path, case, key):
 def test_a_refusal_names_what_was_refused(tmp_path):
     assert "refused os.system" in refusal(tmp_path, snapshot(x=call("os.system", "true")))
     nested = storage(legacy(Evil(os.system, "true")))
-    assert "refused a storage that holds GLOBAL posix.system" in refusal(
-        tmp_path, snapshot(x=nested)
-    )
+    assert "refused a storage: refused posix.system" in refusal(tmp_path, snapshot(x=nested))
     assert "opcode EXT1" in refusal(tmp_path, snapshot(x=Code(b"\x82\xf0")))
     tf = call("dnnlib.tflib.network.Network")
     assert "TensorFlow" in refusal(tmp_path, snapshot(x=tf))
@@ -561,7 +559,10 @@ BOMBS = {
     "opcodes": ("1000000 opcodes", lambda: snapshot(x=Code(b"](" + b"N" * 1_000_001 + b"e"))),
     "huge_key": ("no text", lambda: snapshot(x=Code(b"})" + b"\x85" * 500_000 + b"Ns"))),
     "keys": ("no text", lambda: snapshot(x=Code(b"})" + b"q\xfah\xfa\x86" * 60 + b"Ns"))),
-    "storage": ("wrong byte size", lambda: with_parameter(tensor((4,), storage(huge_storage())))),
+    "storage": (
+        "larger than its data",
+        lambda: with_parameter(tensor((4,), storage(huge_storage()))),
+    ),
     "expanded": ("larger than its storage", lambda: with_parameter(torch.ones(1).expand(4))),
     "layers": (
         "num_layers is",
@@ -577,9 +578,9 @@ BOMBS = {
 def test_bomb_is_refused_at_once(tmp_path, case):
     words, make = BOMBS[case]
     data = make()
-    start = time.monotonic()
+    start = time.process_time()
     assert words in refusal(tmp_path, data)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_tensors_may_not_overlap_beyond_the_size_of_the_file(tmp_path):

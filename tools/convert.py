@@ -66,7 +66,8 @@ def main(source: str, target: Path) -> None:
     """
     if target.suffix not in WRITERS:
         raise ValueError(f"OUT={target}: its suffix must be one of {', '.join(WRITERS)}")
-    nets = pickles.load(source)
+    alone = target.suffix in (".onnx", ".safetensors")
+    nets = pickles.load(source, needs=("G_ema",) if alone else pickles.NEEDED)
     if target.suffix in (".pt", ".onnx") and banks_of(nets.G_ema):
         raise ValueError(
             f"OUT={target}: holds no filter banks; make an ordinary network of one route first: "

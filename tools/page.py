@@ -125,7 +125,7 @@ def _runtime(folder: Path | None) -> dict[str, Path]:
 
 
 def _generator(network: str) -> Any:
-    G = pickles.load(network).G_ema
+    G = pickles.load(network, needs=("G_ema",)).G_ema
     if banks_of(G):
         raise ValueError(
             f"{network}: has filter banks, and the page knows no routes; export one first: "

@@ -10,6 +10,7 @@ import torch
 
 from stylegan2_fewshot.files import replacing
 
+from .formats import torch_file
 from .run_dir import moment
 
 NAME = re.compile(r"checkpoint-(\d+)(?:-(\d{3}))?\.pt")
@@ -44,7 +45,10 @@ def load_newest(run_dir: Path) -> dict[str, Any] | None:
     """
     for path in reversed(all_of(run_dir)):
         try:
+            torch_file.check(path)  # weights_only still trusts the sizes that a file claims
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except MemoryError:
+            raise
         except Exception as error:  # torch raises a dozen kinds for a damaged file
             print(f"{path} cannot be read ({type(error).__name__}); trying the one before it")
         else:

@@ -95,7 +95,7 @@ class Subject:
     ) -> None:
         try:
             self.path = newest_network(network)
-            self.nets: NetworkPickle = pickles.load(self.path)
+            self.nets: NetworkPickle = pickles.load(self.path, needs=("G_ema",))
         except (ValueError, OSError) as error:
             raise ValueError(f"{option}: {error}") from error
         self.device = distributed.init()

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+KEYS = ("G", "D", "G_ema", "augment_pipe")  # of networks in a file
+
 
 @dataclass(frozen=True)
 class Parts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import reprlib
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,7 +21,8 @@ from stylegan2_fewshot.files import replacing
 from stylegan2_fewshot.ops import setup_filter
 
 from ..networks import TAPS
-from ..unpickler import PickleError, TensorView
+from ..records import TensorView
+from ..unpickler import PickleError
 from . import torch_file
 from .content import Content, Parts
 
@@ -107,24 +109,26 @@ def read(data: bytes) -> Content:
     content = torch_file.read(data)
     if not (isinstance(content, dict) and isinstance(content.get("g_ema"), dict)):
         raise PickleError("is a file of torch.save without the state dict g_ema of rosinality's")
-    if not isinstance(content.get("d"), dict):
-        raise PickleError("holds a generator without its discriminator d; take a checkpoint with d")
-    states = {"G": content.get("g", content["g_ema"]), "D": content["d"], "G_ema": content["g_ema"]}
+    states = {"G_ema": content["g_ema"]}
+    if isinstance(content.get("d"), dict):
+        states |= {"G": content.get("g", content["g_ema"]), "D": content["d"]}
     given = content.get(_OWN)
     given = given if isinstance(given, dict) else {}
     mean = content.get("latent_avg")
     means = {"G": content.get("latent_avg_g", mean), "D": None, "G_ema": mean}
-    return Content({k: _read(k, state, given.get(k), means[k]) for k, state in states.items()})
+    return Content({k: _read(k, s, given.get(k), means[k], len(data)) for k, s in states.items()})
 
 
-def _read(key: str, state: object, given: object, mean: object) -> Parts:
+def _read(key: str, state: object, given: object, mean: object, limit: int) -> Parts:
     if not isinstance(state, dict) or not all(isinstance(t, TensorView) for t in state.values()):
         raise PickleError(f"{KEYS[key]} is no state dict of tensors")
     state = {str(name).removeprefix("module."): view.value for name, view in state.items()}
+    if sum(tensor.nbytes for tensor in state.values()) > limit:  # before any is copied
+        raise PickleError(f"{KEYS[key]} has tensors that overlap")
     kwargs = given if isinstance(given, dict) else _guess(key, state)
     resolution = kwargs.get("img_resolution")
     if not (isinstance(resolution, int) and 4 <= resolution <= _MAX_RESOLUTION):
-        raise PickleError(f"{KEYS[key]}: img_resolution is {resolution!r:.40}")
+        raise PickleError(f"{KEYS[key]}: img_resolution is {reprlib.repr(resolution)}")
     names = _names(key, resolution, _depth(state))
     tensors = {ours: _take(key, state, *place) for ours, *place in names}
     for name, factor in _kernel_names(key, resolution):
@@ -163,8 +167,15 @@ def _guess(key: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
         raise PickleError(f"{KEYS[key]} is no network of rosinality's: no {error}") from None
 
 
+def _levels(pattern: str, state: Mapping[str, Tensor]) -> int:
+    levels = sum(bool(re.fullmatch(pattern, name)) for name in state)
+    if 4 << min(levels, 64) > _MAX_RESOLUTION:
+        raise PickleError(f"refused a network of {levels + 1} resolutions")
+    return levels
+
+
 def _guess_generator(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    levels = sum(bool(re.fullmatch(r"to_rgbs\.\d+\.bias", name)) for name in state)
+    levels = _levels(r"to_rgbs\.\d+\.bias", state)
     widths = {4: state["conv1.conv.weight"].shape[1]}
     for k in range(levels):
         widths[8 << k] = state[f"convs.{2 * k + 1}.conv.weight"].shape[1]
@@ -178,7 +189,7 @@ def _guess_generator(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _guess_discriminator(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    levels = sum(bool(re.fullmatch(r"convs\.\d+\.skip\.1\.weight", name)) for name in state)
+    levels = _levels(r"convs\.\d+\.skip\.1\.weight", state)
     widths = {4 << levels: state["convs.0.0.weight"].shape[0]}
     for k in range(1, levels + 1):
         widths[4 << levels >> k] = state[f"convs.{k}.conv2.1.weight"].shape[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..unpickler import NAMES, DType, Function, PickleError, Record, unpickle
+from ..records import MAX_DIMENSIONS, DType, names
+from ..unpickler import Function, PickleError, Record, unpickle
 from .content import Content, Parts
 
 Array = NDArray[Any]
@@ -50,6 +52,8 @@ class _Array(Record):
         _, shape, dtype, is_fortran, data = state  # type: ignore[misc]
         if not (isinstance(dtype, DType) and isinstance(data, bytes)):
             raise PickleError("refused an array of what are no plain numbers")
+        if not (isinstance(shape, tuple) and len(shape) <= MAX_DIMENSIONS):
+            raise PickleError("refused an array with a shape that is none")
         numbers = np.frombuffer(data, dtype.code)
         if math.prod(shape) != len(numbers):
             raise PickleError(f"an array of shape {list(shape)} has {len(numbers)} numbers")
@@ -61,7 +65,6 @@ def _refused(*_: object) -> object:
 
 
 _NAMES: dict[tuple[str, str], object] = {
-    **NAMES,
     ("dnnlib.tflib.network", "Network"): _Network,
     ("numpy", "ndarray"): Function(_refused),
     **{
@@ -141,22 +144,24 @@ def read(data: bytes) -> Content:
             a counterpart here; the message names it.
     """
     try:
-        networks = unpickle(data, _NAMES)
+        networks = unpickle(data, names() | _NAMES)
         if not (isinstance(networks, tuple) and [type(n) for n in networks] == [_Network] * 3):
             raise PickleError("is a TensorFlow pickle, but none of three networks G, D, Gs")
         keys = ("G", "D", "G_ema")
         named = zip(keys, networks, strict=True)
         return Content({key: _parts(key, net.state, limit=len(data)) for key, net in named})
-    except PickleError:
+    except (PickleError, MemoryError):
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+    except Exception as error:  # as above: what a file holds makes our code raise anything
         raise PickleError(f"is a damaged TensorFlow pickle ({type(error).__name__})") from None
 
 
 def _parts(key: str, state: dict[str, Any], limit: int) -> Parts:
     version = state.get("version")
     if not isinstance(version, int) or version < 4:
-        raise PickleError(f"{key} is a TensorFlow network of version {version!r:.20}; 4 is needed")
+        raise PickleError(
+            f"{key} is a TensorFlow network of version {reprlib.repr(version)}; 4 is needed"
+        )
     kwargs = _arguments(key, dict(state["static_kwargs"]))
     tensors: dict[str, Tensor] = {}
     for name, array in _variables(state):
@@ -174,7 +179,9 @@ def _arguments(key: str, given: dict[str, Any]) -> dict[str, Any]:
     tables = _OF_D if key == "D" else _OF_G
     known = {name for table in tables.values() for name in table} | _ELSEWHERE
     if unknown := [name for name in given if name not in known]:
-        raise PickleError(f"{key} has the TensorFlow argument {unknown[0]!r:.80}, unknown here")
+        raise PickleError(
+            f"{key} has the TensorFlow argument {reprlib.repr(unknown[0])}, unknown here"
+        )
     kwargs: dict[str, Any] = {}
     for group, table in tables.items():
         values = {ours: given.get(name, default) for name, (ours, default) in table.items()}
@@ -195,11 +202,13 @@ def _variables(state: dict[str, Any]) -> Iterator[tuple[str, Array]]:
         prefix, part = todo.pop(0)
         for name, value in part["variables"]:
             if not isinstance(value, (_Array, float)):
-                raise PickleError(f"the TensorFlow variable {name!r:.80} is no array")
+                raise PickleError(f"the TensorFlow variable {reprlib.repr(name)} is no array")
             yield f"{prefix}{name}", value.value if isinstance(value, _Array) else np.float32(value)
         components = dict(part["components"])
         if unknown := [name for name in components if prefix or name not in _COMPONENTS]:
-            raise PickleError(f"has a TensorFlow network {prefix}{unknown[0]!r:.80}, unknown here")
+            raise PickleError(
+                f"has a TensorFlow network {prefix}{reprlib.repr(unknown[0])}, unknown here"
+            )
         todo += [(f"{name}/", component.state) for name, component in components.items()]
 
 

@@ -6,30 +6,24 @@ That one trusts the sizes that a file claims, and knows more names than a state 
 from __future__ import annotations
 
 import io
-import itertools
-import pickle
-import pickletools
-import struct
+import os
 import zipfile
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..unpickler import NAMES, Dict, Function, PickleError, Record, Storage, unpickle
-
-_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
-_DTYPES = {
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
+from ..records import (
+    COMMON,
+    DTYPES,
+    MAGIC,
+    MAX_DIMENSIONS,
+    Kind,
+    Storage,
+    described,
+    sequence,
+    storages,
+)
+from ..unpickler import Dict, Function, Names, PickleError, unpickle
 
 
 class _StateDict(Dict):
@@ -44,29 +38,24 @@ class _StateDict(Dict):
         pass
 
 
-class _Kind(Record):
-    """The type of a storage."""
-
-    __slots__ = ("dtype",)
-
-    def __init__(self, dtype: torch.dtype):
-        self.dtype = dtype
+def _size(numbers: object) -> object:
+    if not (isinstance(numbers, (list, tuple)) and len(numbers) <= MAX_DIMENSIONS):
+        raise PickleError("a tensor has a shape that is none")
+    return tuple(numbers)
 
 
-_REBUILT = [("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter")]
-_NAMES: dict[tuple[str, str], object] = {
-    **{name: NAMES[name] for name in (*_REBUILT, ("numpy", "dtype"))},
-    **{name: value for name, value in NAMES.items() if name[1] == "scalar"},
-    **{("torch", name): _Kind(dtype) for name, dtype in _DTYPES.items()},
+_NAMES: Names = {
+    **COMMON,
+    **{("torch", name): Kind(dtype) for name, dtype in DTYPES.items()},
     ("collections", "OrderedDict"): _StateDict,
     ("argparse", "Namespace"): _StateDict,
-    ("torch", "Size"): Function(tuple),
+    ("torch", "Size"): Function(_size),
 }
 
 
 def is_one(data: bytes) -> bool:
     """Return whether `torch.save` wrote this, today's way or that before torch 1.6."""
-    return data[:4] == b"PK\x03\x04" or data.startswith(_MAGIC)
+    return data[:4] == b"PK\x03\x04" or data.startswith(MAGIC)
 
 
 def read(data: bytes) -> object:
@@ -77,83 +66,49 @@ def read(data: bytes) -> object:
             state dict needs.
     """
     try:
-        return _archive(data) if data[:2] == b"PK" else _sequence(data)
-    except PickleError:
+        if data[:2] != b"PK":
+            return sequence(data, _NAMES)
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
+            main, folder = _index(file, len(data))
+            return unpickle(main, _NAMES, storages(lambda key: file.read(f"{folder}data/{key}")))
+    except (PickleError, MemoryError):
         raise
     except Exception as error:  # zipfile and pickletools raise a dozen kinds for foreign bytes
         raise PickleError(f"is a damaged file of torch.save ({type(error).__name__})") from None
 
 
-def _archive(data: bytes) -> object:
-    with zipfile.ZipFile(io.BytesIO(data)) as file:
-        if sum(entry.file_size for entry in file.infolist()) > len(data):
-            raise PickleError("refused a ZIP archive that expands to more than its own size")
-        found = [name for name in file.namelist() if name.rpartition("/")[2] == "data.pkl"]
-        if len(found) != 1:
-            raise PickleError("is a ZIP archive, but none of torch.save")
-        folder = found[0].removesuffix("data.pkl")
-        if f"{folder}byteorder" in file.namelist() and file.read(f"{folder}byteorder") != b"little":
-            raise PickleError("has its numbers in big-endian order")
-        main = file.read(found[0])
-        return unpickle(main, _NAMES, _storages(lambda key: file.read(f"{folder}data/{key}")))
+def check(path: str | os.PathLike[str]) -> None:
+    """Raise unless an archive holds tensors and plain values, of honest sizes, and nothing else.
 
+    For files that torch's own reader loads afterwards: with `weights_only` it still makes what a
+    file names as large as the file wants (bytearray), and expands what is compressed.
 
-def _sequence(data: bytes) -> object:
-    """Read what torch wrote before 1.6: five pickles and the storages, one after the other."""
-    stream = io.BytesIO(data)
-    starts = [0]
-    for _ in range(5):
-        for _ in pickletools.genops(stream):
-            pass
-        starts.append(stream.tell())
-    _, _, system, main, keys = (data[a:b] for a, b in itertools.pairwise(starts))
-    if unpickle(system, _NAMES)["little_endian"] is not True:  # type: ignore[index]
-        raise PickleError("has its numbers in big-endian order")
-    sizes: dict[str, int] = {}
+    Raises:
+        PickleError: The message says what is wrong; other exceptions where it is damaged.
+    """
+    with zipfile.ZipFile(path) as file:
+        main, folder = _index(file, os.stat(path).st_size)
 
-    def measure(kind: _Kind, key: str, number: int) -> Storage:
-        sizes[key] = kind.dtype.itemsize
-        return Storage(torch.empty(number, dtype=kind.dtype, device="meta"))
-
-    unpickle(main, _NAMES, lambda pid: measure(*_described(pid)))
-    raw: dict[str, bytes] = {}
-    for key in unpickle(keys, _NAMES):  # type: ignore[attr-defined]
-        (number,) = struct.unpack("<q", stream.read(8))
-        if not 0 <= number <= len(data):
-            raise PickleError("claims to hold more than it does")
-        raw[key] = stream.read(number * sizes[key])
-    return unpickle(main, _NAMES, _storages(raw.__getitem__))
-
-
-def _storages(bytes_of: Callable[[str], bytes]) -> Callable[[Any], Storage]:
-    made: dict[str, Storage] = {}
-
-    def make(pid: Any) -> Storage:
-        kind, key, number = _described(pid)
-        if key not in made:
-            raw = bytes_of(key)
-            if len(raw) < number * kind.dtype.itemsize:
+        def measured(pid: Any) -> Storage:
+            kind, key, number = described(pid)
+            if number * kind.dtype.itemsize > file.getinfo(f"{folder}data/{key}").file_size:
                 raise PickleError("a storage claims to be larger than its data")
-            made[key] = Storage(_numbers(raw, kind.dtype, number))
-        return made[key]
+            return Storage(torch.empty(number, dtype=kind.dtype, device="meta"))
 
-    return make
-
-
-def _numbers(raw: bytes, dtype: torch.dtype, number: int) -> Tensor:
-    if number == 0:
-        return torch.empty(0, dtype=dtype)
-    return torch.frombuffer(bytearray(raw), dtype=dtype, count=number)
+        unpickle(main, _NAMES, measured)
 
 
-def _described(pid: Any) -> tuple[_Kind, str, int]:
-    if not (isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage"):
-        raise PickleError("refused a persistent identifier that is no storage")
-    kind, key, number = pid[1], pid[2], pid[4]
-    if len(pid) == 6 and pid[5] is not None:
-        raise PickleError("refused a storage that is a view of another")
-    if not (isinstance(kind, _Kind) and isinstance(key, str) and isinstance(number, int)):
-        raise PickleError("refused a storage of an unknown kind")
-    if number < 0:
-        raise PickleError("a storage has a negative size")
-    return kind, key, number
+def _index(file: zipfile.ZipFile, size: int) -> tuple[bytes, str]:
+    """Return the pickle in an archive that names the storages, and the folder that it is in."""
+    for entry in file.infolist():
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise PickleError("refused a ZIP archive that is compressed, which torch's are not")
+    if sum(entry.file_size for entry in file.infolist()) > size:
+        raise PickleError("refused a ZIP archive that expands to more than its own size")
+    found = [name for name in file.namelist() if name.rpartition("/")[2] == "data.pkl"]
+    if len(found) != 1:
+        raise PickleError("is a ZIP archive, but none of torch.save")
+    folder = found[0].removesuffix("data.pkl")
+    if f"{folder}byteorder" in file.namelist() and file.read(f"{folder}byteorder") != b"little":
+        raise PickleError("has its numbers in big-endian order")
+    return file.read(found[0]), folder

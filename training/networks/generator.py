@@ -148,12 +148,12 @@ class SynthesisBlock(Network):
         self.register_buffer("resample_filter", setup_filter(list(resample_filter)))
         common = dict(conv_clamp=conv_clamp, channels_last=self.channels_last)
         taps = dict(resample_filter=resample_filter)
-        shared: dict[str, Any] = {**common, **taps, **layer_kwargs}
+        shared: dict[str, Any] = {**common, **layer_kwargs}
         if in_channels == 0:
             self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
         else:
             self.conv0 = SynthesisLayer(
-                in_channels, out_channels, w_dim, resolution, up=2, **shared
+                in_channels, out_channels, w_dim, resolution, up=2, **taps, **shared
             )
         self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, **shared)
         self.num_conv = 1 if in_channels == 0 else 2

@@ -65,7 +65,8 @@ def resolutions_up_to(img_resolution: int) -> list[int]:
 
 def is_reduced(resolution: int, img_resolution: int, num_fp16_res: int) -> bool:
     """Return whether a block is among the `num_fp16_res` finest; 4x4 never is."""
-    return resolution >= 8 and resolution * 2**num_fp16_res > img_resolution
+    ratio = img_resolution // resolution
+    return resolution >= 8 and num_fp16_res >= ratio.bit_length()
 
 
 def drawn_weight(outputs: int, inputs: int, kernel_size: int, channels_last: bool) -> Tensor:
