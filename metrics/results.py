@@ -7,6 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from stylegan2_fewshot.files import json_line, write_text
@@ -67,7 +68,7 @@ def _result(line: str) -> dict[str, Any] | None:
 
 def _check(line: dict[str, Any]) -> None:
     """Raise unless the values that others rely on are of their types."""
-    if not all(isinstance(number, (int, float)) for number in line["results"].values()):
+    if not all(isinstance(n, (int, float, NoneType)) for n in line["results"].values()):
         raise ValueError("a result is not a number")
     if not (value(line) is not None and isinstance(line.get("kimg") or 0, (int, float))):
         raise ValueError("kimg is not a number")

@@ -52,7 +52,7 @@ def run_dir(tmp_path, monkeypatch):
 def arguments(run, *more):
     heldout = run.parent / "heldout"
     network = run / "network-snapshot-000012.pkl"
-    return [str(network), f"--metricdata={heldout}", "--device=cpu", *more]
+    return [str(network), f"--metricdata={heldout}", "--device=cpu", *more, "--trust-backbone"]
 
 
 def lines_of(text):
