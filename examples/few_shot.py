@@ -110,15 +110,15 @@ def references(runs: Runs, out: Path, settings: Mapping[str, Any]) -> dict[str, 
     )
     images = remembered(out / target / "images.json", lambda: _images(target))
     level = _level(runs) or source["source"]["sharpness"]
-    soft = remembered(out / target / f"blurred-{level:.1f}.json", lambda: _blurred(target, level))
-    return {target: {**source, **images, f"held-out, blurred to {level:.1f}": soft}}
+    soft = remembered(out / target / f"blurred-{level:.0f}.json", lambda: _blurred(target, level))
+    return {target: {**source, **images, f"held-out, blurred to {level:.0f}": soft}}
 
 
 def _level(runs: Runs) -> float | None:
     """Return the mean sharpness of the fine-tuned networks' samples, if there are any."""
     found = [metrics.read(path) for trial, path in runs.items() if trial.method == "fine-tuning"]
     levels = [lines[FURTHER][-1]["results"]["sharpness"] for lines in found]
-    return round(sum(levels) / len(levels), 1) if levels else None
+    return round(sum(levels) / len(levels)) if levels else None
 
 
 def _blurred(target: str, level: float) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def spread(values: Sequence[float | None], digits: int = 3) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return ""
-    mean = f"{np.mean(known):.{digits}f}"
+    mean = f"{np.mean(known).round(digits) + 0.0:.{digits}f}"  # without a minus before 0
     return mean if len(known) < 2 else f"{mean} ± {np.std(known, ddof=1):.{digits}f}"
 
 

@@ -222,6 +222,11 @@ def test_publish_replaces_its_section_alone(tmp_path):
     assert tables.section(document, "b") == "newer" and tables.section(document, "d") is None
 
 
+def test_nothing_is_not_negative():
+    assert tables.spread([-1e-9]) == "0.000" and tables.spread([-0.1]) == "-0.100"
+    assert tables.spread([None]) == "" and tables.spread([1.0, None, 3.0], 1) == "2.0 ± 1.4"
+
+
 def run_of(method, seed, kid, diversity=0.5):
     measured = {few_shot.KID: kid, few_shot.DIVERSITY: diversity}
     snapshots = [{"kimg": 4, few_shot.KID: 0.4}, {"kimg": 8, **measured}]
