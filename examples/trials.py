@@ -160,7 +160,8 @@ def _watch(trials: Sequence[Trial], out: Path, running: Sequence[Future[None]]) 
         waiting = True
         while waiting:
             ended, waiting = wait(running, timeout=2, return_when=FIRST_EXCEPTION)
-            bar.update(sum(trial.progress(out) for trial in trials) - bar.n)
+            bar.n = round(sum(trial.progress(out) for trial in trials), 2)
+            bar.refresh()
             if failed := [future for future in ended if future.exception()]:
                 for future in running:
                     future.cancel()
