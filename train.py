@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from metrics import trust
+from stylegan2_fewshot import trust
 from stylegan2_fewshot.ops.selection import MODES
 from stylegan2_fewshot.options import Finite, PluginCommand, UserPath
 from training import presets, resolve

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from stylegan2_fewshot import distributed
+from stylegan2_fewshot.trust import NOBODY, Trust
 
 from .detectors import MOBILENETV2, Detector, load
 from .evaluation import Evaluation
 from .features import Pool, Subject
 from .registry import METRICS, Metric, check, find
 from .results import append, is_better, read, value
-from .trust import NOBODY, Trust
 from .weights import DetectorMissing, on_disk
 
 __all__ = [

@@ -13,13 +13,11 @@ import click
 import torch
 
 import metrics
-from stylegan2_fewshot import distributed
+from stylegan2_fewshot import distributed, trust
 from stylegan2_fewshot.ops import select
 from stylegan2_fewshot.options import Command
 from training import conditions, pickles
 from training.dataset import ImageDataset
-
-from . import trust
 
 FOLDER_OR_FILE = click.Path(exists=True)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from stylegan2_fewshot.files import sha256_of
+from stylegan2_fewshot.trust import NOBODY, Trust
 
 from .backbones import (
     TAPS,
@@ -32,7 +33,6 @@ from .backbones import (
     normalise,
     resnet50_ssl,
 )
-from .trust import NOBODY, Trust
 from .weights import DetectorMissing, File, obtain
 
 CPU = torch.device("cpu")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from metrics import Trust, detectors, trust
+from metrics import Trust, detectors
 from metrics.features import Reals, extract
-from stylegan2_fewshot import distributed
+from stylegan2_fewshot import distributed, trust
 from stylegan2_fewshot.methods.prior.instances import Instances, digest, save, unit
 from training.dataset import ImageDataset
 

@@ -13,9 +13,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from metrics import detectors
-from metrics.trust import NOBODY, Trust
 from stylegan2_fewshot.methods.prior import instances
 from stylegan2_fewshot.methods.prior.instances import Instances, unit
+from stylegan2_fewshot.trust import NOBODY, Trust
 
 from . import images, sources
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metrics.trust import Trust
 from stylegan2_fewshot import distributed, npz, stamped
 from stylegan2_fewshot.files import refusing, replacing, sha256_of
 from stylegan2_fewshot.methods.bank import filters
 from stylegan2_fewshot.ops import select
 from stylegan2_fewshot.plugin import companions, seed_of, synthesis_of
+from stylegan2_fewshot.trust import Trust
 
 from . import conditions, pickles, sources
 from .pickles import NetworkPickle

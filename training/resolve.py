@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from metrics import trust
-from stylegan2_fewshot import Plugins
+from stylegan2_fewshot import Plugins, trust
 from stylegan2_fewshot.options import all_options, parse, switch
 from stylegan2_fewshot.options import resolve as resolved
 from stylegan2_fewshot.plugin import load_external
