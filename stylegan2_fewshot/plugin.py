@@ -127,6 +127,7 @@ class Plugin(torch.nn.Module):
     status: ClassVar[Mapping[str, str]] = {}  # label in the status line -> name of a statistic
     companion: ClassVar[str] = ""  # suffix of the file that `snapshot` writes beside a pickle
     network_key: ClassVar[str] = ""  # of `init_kwargs`, where it makes other networks: `rebuild`
+    capturable: bool = True  # a CUDA graph can replay its hooks, `after_step` apart: `capture`
     rehearsal: int = 0  # iterations that it wants to see before training, which are taken back
 
     def __init__(self) -> None:
@@ -157,12 +158,19 @@ class Plugin(torch.nn.Module):
         The seed is a function of (run's seed, rank, cur_nimg, plugin's name): other plugins, z and
         noise never see what is drawn here, and a resumed run draws what the run would have drawn.
         """
-        generator, drawn_at = self._generators.get(device) or (torch.Generator(device), -1)
+        # The meta device, on which nothing is drawn, has no generators of its own.
+        home = torch.device("cpu") if device.type == "meta" else device
+        generator, drawn_at = self._generators.get(device) or (torch.Generator(home), -1)
         cur_nimg = step.cur_nimg if isinstance(step, Step) else step
         if drawn_at != cur_nimg:
             generator.manual_seed(seed_of(self._seed, distributed.rank(), cur_nimg, self.name))
         self._generators[device] = generator, cur_nimg
         return generator
+
+    def generators(self, device: torch.device) -> list[torch.Generator]:
+        """Return the generators of `rng` on a device that have been asked for so far."""
+        found = self._generators.get(device)
+        return [found[0]] if found else []
 
     def augment_pipe(self) -> torch.nn.Module | None:
         """Return what a network pickle carries as its `augment_pipe`; one plugin at most may."""
@@ -355,6 +363,10 @@ class Plugins(torch.nn.Module):
     def snapshot(self, path: Path) -> None:
         for plugin in self.active:
             _call(plugin, "snapshot", path)
+
+    def generators(self, device: torch.device) -> list[torch.Generator]:
+        """Return the plugins' own generators on a device, those that have been asked for."""
+        return [rng for plugin in self.active for rng in plugin.generators(device)]
 
     def status(self) -> dict[str, str]:
         """Return what the status line shows of the plugins: names of statistics by label."""

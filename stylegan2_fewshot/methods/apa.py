@@ -71,6 +71,7 @@ class APA(Plugin):
     ) -> None:
         super().__init__()
         self.signal, self.signal_on, self.flip = signal, signal_on, flip
+        self.capturable = flip == "real"  # others read images by label while training
         flags = ("--apa-target", "--apa-kimg", "--apa-max")
         self.adaptive = AdaptiveProbability(target, kimg, max_, flags=flags)
         # Real, fake: sum of signs, number; over all ranks, and of this one in this iteration.

@@ -62,8 +62,9 @@ class LeCam(Plugin):
 
     def observe(self, step: Step) -> None:
         if step.phase in ROW and step.logits is not None:
-            number = step.logits.new_tensor(float(step.logits.numel()))
-            self.sums[ROW[step.phase]] += torch.stack([step.logits.sum(), number])
+            total = step.logits.sum()
+            number = torch.full_like(total, step.logits.numel())
+            self.sums[ROW[step.phase]] += torch.stack([total, number])
 
     def penalty(self, step: Step) -> Tensor | None:
         if step.phase not in ROW or step.logits is None or not self.lambda_:
