@@ -11,6 +11,7 @@ with every method.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,56 +64,70 @@ SHOWN = range(12)  # seeds of the pictures
 EMBEDDED = "source, embedded held-out"  # the row that check.py measures anew
 
 
-def ten(target: str, seed: int) -> Path:
+def ten(target: str, seed: int, size: int = 32) -> Path:
     """Return the archive of the ten images that a seed trains on."""
-    return make_data.archive(target, f"ten{seed % 5}")
+    return make_data.archive(target, f"ten{seed % len(SEEDS)}", size)
 
 
-def heldout(target: str) -> Path:
+def heldout(target: str, size: int = 32) -> Path:
     """Return the archive of the images to measure against."""
-    return make_data.archive(target, "heldout")
+    return make_data.archive(target, "heldout", size)
+
+
+def group(settings: Mapping[str, Any]) -> str:
+    """Return the name of a target's section, and of its folder of runs."""
+    target, size = settings["target"], settings["size"]
+    return target if size == 32 else f"{target}-{size}"
 
 
 def trial(method: str, options: str, seed: int, settings: Mapping[str, Any]) -> Trial:
     """Return the run of a method and a seed."""
-    target, kimg, snaps = settings["target"], settings["kimg"], settings["snapshots"]
-    own = options.format(p_kimg=P_KIMG, ewc=settings["ewc"])
+    where, kimg, snaps = (settings[key] for key in ("target", "kimg", "snapshots"))
+    size, own = settings["size"], options.format(p_kimg=P_KIMG, ewc=settings["ewc"])
     shared = (
-        f"--data={ten(target, seed)} --metricdata={heldout(target)} --resume={SOURCE} --mirror=1 "
+        f"--data={ten(where, seed, size)} --metricdata={heldout(where, size)} "
+        f"--resume={settings['source']} --mirror=1 "
         f"--batch=4 --gamma={settings['gamma']:g} --pl-weight=0 --ema-kimg=2 --kimg={kimg} "
         f"--tick={kimg / snaps / 16:g} --snap=16 --metrics={','.join(METRICS)}"
     )
-    return Trial(method, f"{shared} {own}", seed, target)
+    return Trial(method, f"{shared} {own}", seed, group(settings))
+
+
+def archives(settings: Mapping[str, Any], seed: int = 0) -> tuple[Path, Path]:
+    """Return a seed's ten images, and those to measure against."""
+    target, size = settings["target"], settings["size"]
+    return ten(target, seed, size), heldout(target, size)
 
 
 def prepare(out: Path, settings: Mapping[str, Any]) -> None:
     """Refuse what cannot be run, with what to do."""
-    target = settings["target"]
-    if target not in TARGETS:
-        raise click.UsageError(f"--target: {target} is none of {', '.join(TARGETS)}")
-    if not (ROOT / heldout(target)).exists():
-        raise click.UsageError(f"{heldout(target)}: missing; run python examples/make_data.py")
-    data = (ImageDataset(ROOT / ten(target, 0)), ImageDataset(ROOT / heldout(target)))
+    if settings["target"] not in TARGETS:
+        raise click.UsageError(f"--target: {settings['target']} is none of {', '.join(TARGETS)}")
+    for archive in archives(settings):
+        if not (ROOT / archive).exists():
+            size = settings["size"]
+            raise click.UsageError(f"{archive}: run python examples/make_data.py --size={size}")
+    data = [ImageDataset(ROOT / archive) for archive in archives(settings)]
     if complaints := metrics.usable(METRICS, *data)[1]:
         raise click.UsageError("\n".join(complaints))
 
 
 def measure(trial: Trial, run_dir: Path) -> None:
     """Add copies at matched blur to the last snapshot's metrics."""
-    last, where = snapshots(run_dir)[-1], (ten(trial.group, trial.seed), heldout(trial.group))
+    last, options = snapshots(run_dir)[-1], trial.options
+    where = [Path(re.search(rf"--{name}=(\S+)", options)[1]) for name in ("data", "metricdata")]
     measures.kept(run_dir, FURTHER, last, lambda: measures.further(last, *where))
 
 
 def references(runs: Runs, out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the rows that runs are compared with, by target and name."""
-    target = settings["target"]
-    source = remembered(
-        out / target / f"source-{sha256_of(ROOT / SOURCE)[:8]}.json", lambda: _source(target, out)
-    )
-    images = remembered(out / target / "images.json", lambda: _images(target))
-    level = _level(runs) or source["source"]["sharpness"]
-    soft = remembered(out / target / f"blurred-{level:.0f}.json", lambda: _blurred(target, level))
-    return {target: {**source, **images, f"held-out, blurred to {level:.0f}": soft}}
+    folder, source = out / group(settings), settings["source"]
+    name = f"source-{sha256_of(ROOT / source)[:8]}.json"
+    own = remembered(folder / name, lambda: _source(settings, folder))
+    images = remembered(folder / "images.json", lambda: _images(settings))
+    level = _level(runs) or round(own["source"]["sharpness"])
+    soft = remembered(folder / f"blurred-{level}.json", lambda: _blurred(settings, level))
+    return {group(settings): {**own, **images, f"held-out, blurred to {level}": soft}}
 
 
 def _level(runs: Runs) -> float | None:
@@ -122,24 +137,24 @@ def _level(runs: Runs) -> float | None:
     return round(sum(levels) / len(levels)) if levels else None
 
 
-def _blurred(target: str, level: float) -> dict[str, Any]:
-    images = measures.blurred_to(real_images(heldout(target)), level)
-    return _row(images, ten(target, 0), heldout(target))
+def _blurred(settings: Mapping[str, Any], level: float) -> dict[str, Any]:
+    shots, unseen = archives(settings)
+    return _row(measures.blurred_to(real_images(unseen), level), shots, unseen)
 
 
-def _source(target: str, out: Path) -> dict[str, Any]:
-    folder = out / target / "source"
-    data = (ten(target, 0), heldout(target))
+def _source(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    folder, data, source = out / "source", archives(settings), settings["source"]
     where = f"--data={data[0]} --metricdata={data[1]} --mirror=1"
     if not metrics.read(ROOT / folder):
         names = f"--metrics={','.join(METRICS)}"
-        run(f"-m metrics {SOURCE} {names} {where} --out={folder}", ROOT / folder / "output.txt")
+        run(f"-m metrics {source} {names} {where} --out={folder}", ROOT / folder / "output.txt")
     found = {
         k: v for m in metrics.read(ROOT / folder).values() for k, v in m[-1]["results"].items()
     }
-    few = {"kid1k_full@mobilenetv2": embedded(target)}
-    own = measures.further(ROOT / SOURCE, *data)
-    return {"source": rounded({**found, **own}), EMBEDDED: rounded(few)}
+    rows = {"source": rounded({**found, **measures.further(ROOT / source, *data)})}
+    if Path(source) == SOURCE:
+        rows[EMBEDDED] = rounded({"kid1k_full@mobilenetv2": embedded(settings["target"])})
+    return rows
 
 
 def embedded(target: str) -> float:
@@ -150,11 +165,11 @@ def embedded(target: str) -> float:
     return next(metrics.compute([name], G, *data, show=False))["results"][name]
 
 
-def _images(target: str) -> dict[str, Any]:
+def _images(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the rows of images that no network has made."""
-    shots, unseen = ten(target, 0), heldout(target)
+    shots, unseen = archives(settings)
     few, many = real_images(shots), real_images(unseen)
-    own = real_images(make_data.archive(make_data.SOURCE, "heldout"))
+    own = real_images(make_data.archive(make_data.SOURCE, "heldout", settings["size"]))
     rows = {
         "the ten themselves": few,
         "real source images": own,
@@ -196,10 +211,11 @@ def reference_table(rows: Mapping[str, Mapping[str, float]]) -> str:
         if name != EMBEDDED
     ]
     text = markdown(["reference", *COLUMNS], lines)
+    if EMBEDDED not in rows:
+        return text
     kid = rows[EMBEDDED]["kid1k_full@mobilenetv2"]
-    return (
-        f"{text}\n\nSource, 1,000 samples against the held-out images in examples/: KID {kid:.3f}."
-    )
+    few = "Source, 1,000 samples against the held-out images in examples/"
+    return f"{text}\n\n{few}: KID {kid:.3f}."
 
 
 def method_table(record: Record, target: str) -> str:
@@ -265,30 +281,29 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
 def pictures(runs: Runs, settings: Mapping[str, Any], docs: Path) -> None:
     """Draw samples of the same seeds from the source and every method's first run."""
-    target, first = settings["target"], {}
+    first: dict[str, Path] = {"source": ROOT / settings["source"]}
     for trial, run_dir in runs.items():
         first.setdefault(trial.method, snapshots(run_dir)[-1])
-    rows = [("the ten", as_float(real_images(ten(target, 0))))]
-    networks: Iterable[tuple[str, Path]] = [("source", ROOT / SOURCE), *first.items()]
-    rows += [(label, samples(network, SHOWN)) for label, network in networks]
-    grids.save_png(docs / f"few-shot-{target}.png", grids.labelled_rows(enlarged(rows)))
+    rows = [("the ten", as_float(real_images(archives(settings)[0])))]
+    rows += [(label, samples(network, SHOWN)) for label, network in first.items()]
+    picture = grids.labelled_rows(enlarged(rows))
+    grids.save_png(docs / f"few-shot-{group(settings)}.png", picture)
 
 
 def enlarged(rows: Iterable[tuple[str, torch.Tensor]], size: int = 64) -> list[Any]:
     """Return rows of images at `size` pixels, each pixel repeated."""
-    return [
-        (
-            label,
-            images.repeat_interleave(size // images.shape[-1], 2).repeat_interleave(
-                size // images.shape[-1], 3
-            ),
-        )
-        for label, images in rows
-    ]
+
+    def repeated(images: torch.Tensor) -> torch.Tensor:
+        factor = size // images.shape[-1]
+        return images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+
+    return [(label, repeated(images)) for label, images in rows]
 
 
 SETTINGS = {
     "target": "lorelei",
+    "size": 32,
+    "source": str(SOURCE),
     "kimg": 8,
     "snapshots": 1,
     "gamma": 0.2,

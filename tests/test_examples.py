@@ -129,6 +129,14 @@ def test_seeds_are_paired_and_have_their_own_ten():
     assert len({run.folder(Path("out")) for run in runs}) == len(runs)
 
 
+def test_another_size_is_another_experiment():
+    settings = {**few_shot.SETTINGS, "size": 64, "source": "runs/grown.pkl"}
+    run = few_shot.trial("EWC", few_shot.METHODS["EWC"], 0, settings)
+    assert "lorelei-64-ten0.zip" in run.options and "--resume=runs/grown.pkl" in run.options
+    assert run.folder(Path("out")).parent == Path("out/lorelei-64/ewc")
+    assert few_shot.enlarged([("a", torch.zeros(1, 3, 32, 32))])[0][1].shape == (1, 3, 64, 64)
+
+
 class FailsAfterAWhile(Future):
     """Fails when the progress bar asks for the second time, between two looks at the futures."""
 
