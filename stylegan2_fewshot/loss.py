@@ -97,6 +97,8 @@ class StyleGAN2Loss:
         """Return images and their `ws`."""
         with _synced(self.G_mapping, sync):
             ws = self._mix_styles(self.G_mapping(z, c), z, c)
+        if torch.is_grad_enabled():
+            ws.requires_grad_()  # path lengths are slopes along it, and the mapping may be frozen
         with _synced(self.G_synthesis, sync):
             return self.G_synthesis(ws, **self.plugins.synthesis(z)), ws
 

@@ -123,6 +123,7 @@ class Plugin(torch.nn.Module):
     neutral: ClassVar[Mapping[str, Any]] = {}  # settings that leave training as it is
     switches: ClassVar[tuple[str, ...]] = ()  # parameters that switch it on, besides the first
     rebuilds: ClassVar[bool] = False  # its setup changes the networks, so it comes first
+    rewrites: ClassVar[bool] = False  # sets weights itself, before a step: one plugin at most
     resumes_from: ClassVar[str] = "G"  # generator of --resume that G starts as by default
     status: ClassVar[Mapping[str, str]] = {}  # label in the status line -> name of a statistic
     companion: ClassVar[str] = ""  # suffix of the file that `snapshot` writes beside a pickle
@@ -251,7 +252,8 @@ class Plugins(torch.nn.Module):
         plugins: Plugins by name. Any name will do, also that of a hook.
 
     Raises:
-        ValueError: Two plugins claim the one place for an augmentation pipe in a pickle.
+        ValueError: Two plugins claim the one place for an augmentation pipe in a pickle, or set the
+            same weights.
     """
 
     def __init__(self, plugins: Mapping[str, torch.nn.Module] | None = None) -> None:
@@ -262,6 +264,11 @@ class Plugins(torch.nn.Module):
             raise ValueError(
                 f"{' and '.join(claims)} both put an augmentation pipe into the network pickle, "
                 "which holds one; drop one of them"
+            )
+        writers = [name for name, plugin in self.items() if getattr(plugin, "rewrites", False)]
+        if len(writers) > 1:
+            raise ValueError(
+                f"{' and '.join(writers)} both set the networks' weights themselves; drop one"
             )
 
     @classmethod

@@ -1,5 +1,18 @@
 """One file or folder per method; what is imported here is registered."""
 
-from . import ada, apa, bank, diffaugment, ewc, fixed, freezed, lecam, prior
+from . import ada, apa, bank, cdc, diffaugment, ewc, fixed, freezed, fsgan, lecam, prior, tune
 
-__all__ = ["ada", "apa", "bank", "diffaugment", "ewc", "fixed", "freezed", "lecam", "prior"]
+__all__ = [
+    "ada",
+    "apa",
+    "bank",
+    "cdc",
+    "diffaugment",
+    "ewc",
+    "fixed",
+    "freezed",
+    "fsgan",
+    "lecam",
+    "prior",
+    "tune",
+]

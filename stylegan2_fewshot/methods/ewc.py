@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import distributed, files, stats
+from .. import distributed, files, patterns, stats
 from .. import fisher as fisher_information
 from ..fisher import Fisher
 from ..plugin import Plugin, Run, Step, labels_beside, register
@@ -108,7 +107,7 @@ class EWC(Plugin):
         self.ratio, self.rehearsal = ratio, rehearsal if ratio else 0
         self.lambda_, self.fisher, self.normalize = lambda_, fisher, normalize
         self.network, self.samples, self.per_layer = network, samples, per_layer
-        self.skip = [pattern for pattern in skip.split(",") if pattern]
+        self.skip = patterns.split(skip)
         # Held parameters by network and name; a plain dict, for they belong to the networks.
         self._held: dict[str, dict[str, torch.nn.Parameter]] = {}
 
@@ -121,7 +120,7 @@ class EWC(Plugin):
                 f"--ewc-{option} needs --resume: without a source network there is nothing to "
                 "hold on to"
             )
-        self._refuse_unknown_patterns(run)
+        patterns.refuse_unknown("--ewc-skip", self.skip, G=run.G, D=run.D)
         fisher = (
             self._fisher(run, Path(run.resumed)) if run.estimates or self.fisher else _unknown(run)
         )
@@ -229,18 +228,8 @@ class EWC(Plugin):
             print(f"EWC: not in the source's {net}, so left free: {', '.join(others)}")
         return held
 
-    def _refuse_unknown_patterns(self, run: Run) -> None:
-        nets = (("G", run.G), ("D", run.D))
-        names = [(net, name) for net, module in nets for name, _ in module.named_parameters()]
-        for pattern in self.skip:
-            if not any(_matches(pattern, net, name) for net, name in names):
-                raise ValueError(
-                    f"--ewc-skip: {pattern!r} is the name of no parameter of G or D; "
-                    f"there are {'.'.join(names[0])}, {'.'.join(names[-1])} and others"
-                )
-
     def _skipped(self, net: str, name: str) -> bool:
-        return any(_matches(pattern, net, name) for pattern in self.skip)
+        return any(patterns.matches(pattern, net, name) for pattern in self.skip)
 
     def _scaled(self, net: str, fisher: Tensor) -> Tensor:
         if not self.normalize:
@@ -276,10 +265,6 @@ class EWC(Plugin):
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
-
-
-def _matches(pattern: str, net: str, name: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(f"{net}.{name}", pattern)
 
 
 def _fits(shape: torch.Size, fisher: Tensor | None) -> bool:
