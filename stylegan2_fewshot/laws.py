@@ -127,17 +127,20 @@ class ToyImages:
         return torch.zeros(0).numpy()
 
 
-def steps(plugins: Plugins, *, iterations: int = 2, start: int = 0) -> dict[str, Tensor]:
+def steps(
+    plugins: Plugins, *, iterations: int = 2, start: int = 0, resumed: str | None = None
+) -> dict[str, Tensor]:
     """Train toy networks for some iterations; return their gradients by name.
 
     Args:
         plugins: What takes part; is set up here.
         iterations: Number of iterations of all four phases.
         start: Iteration to begin with, which the draws depend on.
+        resumed: Path that the plugins take the networks to come from; None for from scratch.
     """
     torch.manual_seed(0)
     G, D = ToyGenerator(), ToyDiscriminator()
-    plugins.setup(Run(G, D, dataset=ToyImages(), batch_size=BATCH))
+    plugins.setup(Run(G, D, dataset=ToyImages(), batch_size=BATCH, resumed=resumed))
     loss = StyleGAN2Loss(torch.device("cpu"), G.mapping, G.synthesis, D, plugins)
     named = {"G": G, "D": D}
     trained = {

@@ -86,7 +86,7 @@ from stylegan2_fewshot import Plugins, laws
 from stylegan2_fewshot.plugin import registry
 for name, cls in registry().items():
     settings = {"fixed": {"p": 0.5}}.get(name, {})
-    assert laws.steps(Plugins({name: cls(**settings)})), name
+    laws.steps(Plugins({name: cls(**settings)}), resumed="source.pkl")
 assert not {"training", "metrics", "tools", "PIL", "scipy", "matplotlib"} & sys.modules.keys()
 print(len(registry()), "methods")
 """

@@ -1,9 +1,25 @@
 """One file or folder per method; what is imported here is registered."""
 
-from . import ada, apa, bank, cdc, diffaugment, ewc, fixed, freezed, fsgan, lecam, prior, tune
+from . import (
+    ada,
+    adam,
+    apa,
+    bank,
+    cdc,
+    diffaugment,
+    ewc,
+    fixed,
+    freezed,
+    fsgan,
+    lecam,
+    prior,
+    rick,
+    tune,
+)
 
 __all__ = [
     "ada",
+    "adam",
     "apa",
     "bank",
     "cdc",
@@ -14,5 +30,6 @@ __all__ = [
     "fsgan",
     "lecam",
     "prior",
+    "rick",
     "tune",
 ]
