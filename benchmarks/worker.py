@@ -96,8 +96,27 @@ def set_up() -> None:
         from stylegan2_fewshot.ops import select
 
         emit(note=select(args.ops, DEVICE))
-    elif args.precision == "bf16":
+        return
+    if args.precision == "bf16":
         raise SystemExit("the original has no bf16; compare with --precision=fp16 or fp32")
+    if DEVICE.type == "cuda":
+        let_original_find_its_kernels()
+
+
+def let_original_find_its_kernels() -> None:
+    """Enter what `cpp_extension.load` returns where the original imports it from, by name.
+
+    PyTorch 2 does not enter it there, so that the original would fall back to its slow reference.
+    """
+    from torch.utils import cpp_extension
+
+    load = cpp_extension.load
+
+    def load_and_enter(name: str, **options: Any) -> Any:
+        module = sys.modules[name] = load(name=name, **options)
+        return module
+
+    cpp_extension.load = load_and_enter
 
 
 def operations() -> tuple[Any, Any, Any]:
