@@ -168,7 +168,7 @@ def _repacked(data: bytes) -> Iterator[tuple[str, bytes]]:
     methods = {"deflated": zipfile.ZIP_DEFLATED, "bz2": zipfile.ZIP_BZIP2, "lzma": zipfile.ZIP_LZMA}
     for name, how in methods.items():
         yield name, zipped(members, how)
-    large = {n: bytes(1 << 28) if n.endswith("data.pkl") else d for n, d in members.items()}
+    large = {n: bytes(1 << 27) if n.endswith("data.pkl") else d for n, d in members.items()}
     yield "index of zeros", zipped(large, zipfile.ZIP_DEFLATED)
     yield "index of zeros that lies", _lying(zipped(large, zipfile.ZIP_DEFLATED), 100)
     yield "encrypted", _flagged(data)
@@ -260,7 +260,7 @@ def _npz(reader: str) -> Iterator[tuple[str, bytes]]:
     for name, text in headers.items():
         array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
         yield name, zipped({f"{key}.npy": array, "meta.npy": array})
-    zeros = {f"{key}.npy": bytes(1 << 28)}
+    zeros = {f"{key}.npy": bytes(1 << 27)}
     yield "zeros", zipped(zeros, zipfile.ZIP_DEFLATED)
     yield "zeros that lie", _lying(zipped(zeros, zipfile.ZIP_DEFLATED), 100)
     yield "bz2", zipped({f"{key}.npy": bytes(1 << 20)}, zipfile.ZIP_BZIP2)
@@ -310,7 +310,7 @@ def _datasets() -> Iterator[Case]:
     png = readers._png()
     yield "zip: bz2", "dataset", zipped({"0.png": bytes(1 << 24)}, zipfile.ZIP_BZIP2)
     yield "zip: lzma", "dataset", zipped({"0.png": png}, zipfile.ZIP_LZMA)
-    zeros = zipped({"0.png": png, "1.png": png[:33] + bytes(1 << 28)}, zipfile.ZIP_DEFLATED)
+    zeros = zipped({"0.png": png, "1.png": png[:33] + bytes(1 << 27)}, zipfile.ZIP_DEFLATED)
     yield "zip: zeros", "dataset", zeros
     yield "zip: zeros that lie", "dataset", _lying(zeros, 1000)
     plain = zipped({"0.png": png, "1.png": png})

@@ -122,7 +122,7 @@ def networks() -> dict[str, torch.nn.Module]:
 
 def zipped(members: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", how) as file:
+    with zipfile.ZipFile(stream, "w", how, compresslevel=1) as file:
         for name, data in members.items():
             file.writestr(name, data)
     return stream.getvalue()
