@@ -20,7 +20,6 @@ import torch
 from tests import forking, readers
 
 _INTERESTING = [0, 1, 0x7F, 0x80, 0xFF]
-_FLOOR_BYTES = 64 << 20
 
 
 def mutated(data: bytes, rng: np.random.RandomState) -> bytes:
@@ -48,8 +47,8 @@ def mutated(data: bytes, rng: np.random.RandomState) -> bytes:
     return bytes(out[: rng.randint(len(out) + 1)] if rng.rand() < 0.05 else out)
 
 
-def is_fine(found: forking.Outcome, size: int) -> bool:
-    if found.peak > _FLOOR_BYTES + 8 * size:
+def is_fine(found: forking.Outcome, reader: str, size: int) -> bool:
+    if found.peak > readers.most_bytes(reader, size):
         return False
     if found.kind == "returned":
         return True
@@ -81,7 +80,7 @@ def main(seconds: float, files: int, seed: int, reader: str | None, keep: Path |
             path = readers.path_for(folder / "one", kind, data)
             found = forking.outcome(lambda p=path, k=kind: readers.READERS[k](p))
             counts[found.kind] += 1
-            if not is_fine(found, len(data)):
+            if not is_fine(found, kind, len(data)):
                 bad += 1
                 click.echo(f"{number} {name}: {found}")
                 if keep:

@@ -418,7 +418,13 @@ def main() -> None:
         for number, (name, reader, data) in enumerate([*table, *cases(marker)]):
             path = readers.path_for(folder / str(number), reader, data)
             found = forking.outcome(lambda p=path, r=reader: readers.READERS[r](p))
-            told = {"name": name, "size": len(data), "ran": marker.exists(), "file": path.stem}
+            told = {
+                "name": name,
+                "reader": reader,
+                "size": len(data),
+                "ran": marker.exists(),
+                "file": path.stem,
+            }
             print(json.dumps({**told, **asdict(found)}), flush=True)
 
 

@@ -192,3 +192,9 @@ def path_for(folder: Path, reader: str, data: bytes) -> Path:
     path = folder / f"file{SUFFIXES.get(reader, '.bin')}"
     path.write_bytes(data)
     return path
+
+
+def most_bytes(reader: str, size: int) -> int:
+    """Return how much memory reading a file of that size may take at its peak."""
+    believed = 1 << 28 if reader == "dataset" else 0  # what a ZIP may claim that a member has
+    return (64 << 20) + believed + 8 * size
