@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,7 +223,10 @@ def _is_jax(paths: list[Path]) -> bool:
 def read(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a state dict by name."""
     with refusing(path, "not a state dict of torch", "get the file again"):
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # torch's advice is to have the file executed
+            raise ValueError("it is damaged, or asks for what no state dict needs") from None
         if not all(isinstance(tensor, Tensor) for tensor in dict(tensors).values()):
             raise ValueError("it holds something else than tensors")
         return dict(tensors)
