@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from stylegan2_fewshot import adaptive, distributed, stats
 
-from . import checkpoint, construction, inputs, run_log, sources
+from . import checkpoint, construction, inputs, memory, run_log, sources
 from .clock import Clock, tick
 from .dataset import IN_MEMORY_BYTES, ImageDataset
 from .phases import Phases, batches
@@ -87,6 +87,8 @@ def train(
         run.to_the_end()
     except Exception as error:
         run.leave_something(error)
+        if memory.is_exhausted(error):
+            raise ValueError(memory.advice(options)) from error
         if "DataLoader worker" in str(error):
             raise ValueError(
                 f"a process that loads images died ({str(error).split('. ')[0]}); the same command "
