@@ -253,10 +253,10 @@ class EWC(Plugin):
         stats.report(f"EWC/penalty{end}", penalty)
         stats.report(f"EWC/ratio{end}", self._strength * penalty / adversarial)
         stats.report("EWC/lambda", self._strength)
-        parts, sums = self._parts(net, terms), defaultdict[str, float | Tensor](float)
+        parts, sums = self._parts(net, terms), defaultdict[str, Tensor](lambda: terms.new_zeros([]))
         for name, (kind, part) in zip(self._held[net], parts, strict=True):
             share = self._strength * part.sum() / adversarial
-            sums[kind] += share
+            sums[kind] = sums[kind] + share
             if self.per_layer:
                 stats.report(f"EWC/ratio{end}/{name}", share)
         for kind, share in sums.items():
