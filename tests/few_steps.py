@@ -20,13 +20,18 @@ OPTIONS = dict(
 )  # fmt: skip
 
 
-def begin(options, source="source.pkl", beta1=0.5):
+def toys():
+    """Return the smallest generator and discriminator."""
+    return {"G": ToyGenerator(), "D": ToyDiscriminator()}
+
+
+def begin(options, *, beta1=0.5, networks=toys):
     """Return the state at the start of a run from a source network, which is always the same."""
     torch.manual_seed(0)
-    nets = {"G": ToyGenerator(), "D": ToyDiscriminator()}
+    nets = networks()
     plugins = Plugins.create(options)
     G_ema = copy.deepcopy(nets["G"])
-    plugins.setup(Run(**nets, dataset=ToyImages(), batch_size=4, G_ema=G_ema, resumed=source))
+    plugins.setup(Run(**nets, dataset=ToyImages(), batch_size=4, G_ema=G_ema, resumed="source.pkl"))
     loss = StyleGAN2Loss(CPU, nets["G"].mapping, nets["G"].synthesis, nets["D"], plugins)
     trained, optimizers = {}, {}
     for name, net in nets.items():
@@ -55,12 +60,12 @@ def iterate(state, iterations):
     return state
 
 
-def resume(options, state):
+def resume(options, state, networks=toys):
     """Return the state that a new process has after loading a checkpoint of `state`."""
     file = io.BytesIO()
     torch.save(state.tensors(), file)
     file.seek(0)
-    fresh = begin(options)
+    fresh = begin(options, networks=networks)
     fresh.load(torch.load(file, weights_only=True))
     return fresh
 
@@ -76,10 +81,10 @@ def moved(before, after):
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def assert_resumes(options, before=2, after=2):
+def assert_resumes(options, *, before=2, after=2, networks=toys):
     """Train on through a checkpoint; all that a checkpoint holds must be as without it."""
-    once = iterate(begin(options), before)
-    twice = resume(options, once)
+    once = iterate(begin(options, networks=networks), before)
+    twice = resume(options, once, networks)
     for state in (once, twice):
         iterate(state, after)
     for part in ("G", "D", "G_ema", "plugins"):
