@@ -29,7 +29,7 @@ class NotCapturable(RuntimeError):
     """A CUDA graph cannot hold what was about to happen, or would not replay it."""
 
 
-class Rules(TorchDispatchMode):
+class Rules(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuse what a CUDA graph cannot hold, while active; the CPU is the host, all else a device.
 
     It looks at operations, not at Python: a branch on `step.cur_nimg` or a counter of one's own is
@@ -41,17 +41,17 @@ class Rules(TorchDispatchMode):
     """
 
     def __init__(self, generators: Callable[[], Collection[torch.Generator]] = tuple) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._calls = _PythonCalls(generators)
 
     def __enter__(self) -> Rules:
-        self._calls.__enter__()
-        super().__enter__()
+        self._calls.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *details: Any) -> None:
-        super().__exit__(*details)
-        self._calls.__exit__(*details)
+        super().__exit__(*details)  # type: ignore[no-untyped-call]
+        self._calls.__exit__(*details)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self,
