@@ -53,6 +53,7 @@ class AdAM(Plugin):
         lr: Learning rate of the factors.
     """
 
+    capturable = False  # its probe reads values of the device
     neutral: ClassVar = {"percentile": 100.0}
     rewrites = True
     done: Tensor

@@ -61,6 +61,7 @@ class CDC(Plugin):
         batch: Latents that are compared with one another.
     """
 
+    capturable = False  # its penalty reads a value of the device
     neutral: ClassVar = {"lambda_": 0.0}
 
     def __init__(self, *, lambda_: float = 1000.0, batch: int = 4) -> None:

@@ -48,6 +48,7 @@ class DCL(Plugin):
         batch: Latents that are told from one another.
     """
 
+    capturable = False  # its penalty takes an index from the CPU
     neutral: ClassVar = {"g": 0.0, "d": 0.0}
 
     def __init__(
