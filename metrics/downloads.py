@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -48,7 +49,9 @@ def fetch(url: str, *, sha256: str | None = None) -> Path:
             _download(url, path, sha256)
         noted = note.read_text().split() if note.is_file() else []
         expected = sha256 or (noted[0] if noted else None)
-        digest = check_hash(path, expected, source=url, remedy=f"delete {path} and run again")
+        digest = check_hash(
+            path, expected, source=_without_secrets(url), remedy=f"delete {path} and run again"
+        )
         if not noted:
             write_text(note, f"{digest or sha256_of(path)}  {path.name}\n")
     return path
@@ -64,6 +67,12 @@ def _file_name(url: str) -> str:
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     legible = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-80:]
     return f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{legible}"
+
+
+def _without_secrets(url: str) -> str:
+    """Return a URL for messages: without user, password and query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _beside(path: Path, suffix: str) -> Path:
@@ -85,12 +94,16 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
         try:
             _continue(url, part)
             break
-        except (requests.RequestException, _BrokenOff) as error:
+        except (requests.RequestException, _BrokenOff, _NotTheFile) as error:
             if attempt == _ATTEMPTS or _is_final(error):
-                raise SourceError(f"{url}: {_reason(error)}; {_advice(error, path)}") from None
+                name = _without_secrets(url)
+                raise SourceError(f"{name}: {_reason(error)}; {_advice(error, path)}") from None
             time.sleep(attempt)
+    name = _without_secrets(url)
     try:
-        check_hash(part, sha256, source=url, remedy="check the URL, or the hash that you gave")
+        check_hash(part, sha256, source=name, remedy="check the URL, or the hash that you gave")
+        if _is_web_page(part):
+            raise SourceError(f"{name}: a web page instead of a file; check the URL")
     except SourceError:
         part.unlink()
         raise
@@ -102,6 +115,10 @@ class _BrokenOff(Exception):
     """A transfer that ended before the announced size."""
 
 
+class _NotTheFile(Exception):
+    """An answer that is something else, and will be so again."""
+
+
 def _continue(url: str, part: Path) -> None:
     """Append to `part` what the server has beyond it, so that it is the whole file."""
     with requests.get(url, headers=_range(part), stream=True, timeout=_TIMEOUT_SEC) as response:
@@ -109,11 +126,16 @@ def _continue(url: str, part: Path) -> None:
             part.unlink(missing_ok=True)
             raise _BrokenOff("the unfinished download does not fit the file any more")
         response.raise_for_status()
+        if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+            raise _NotTheFile(f"sent compressed ({encoding}), which was not asked for")
         start = part.stat().st_size if response.status_code == requests.codes.partial else 0
         version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        write_text(_beside(part, ".version"), version)
         length = response.headers.get("Content-Length")
         total = None if length is None else start + int(length)
+        if start and not _fits(response.headers, start, total, part):
+            part.unlink()
+            raise _BrokenOff("the server sent another part than it was asked for")
+        write_text(_beside(part, ".version"), version)
         name = part.name.removesuffix(".part")
         bar = progress(desc=name, initial=start, total=total, unit="B")
         with bar, part.open("ab" if start else "wb") as file:
@@ -125,6 +147,23 @@ def _continue(url: str, part: Path) -> None:
     size = part.stat().st_size
     if total is not None and size != total:
         raise _BrokenOff(f"the connection ended after {size} of {total} bytes")
+
+
+def _fits(headers: Mapping[str, str], start: int, total: int | None, part: Path) -> bool:
+    """Return whether a partial answer is the rest of what lies in `part`."""
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
+    if not match or int(match[1]) != start:
+        return False
+    if match[2] != "*" and total is not None and int(match[2]) != total:
+        return False
+    tag = headers.get("ETag")
+    return tag is None or tag == _beside(part, ".version").read_text()
+
+
+def _is_web_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    return start.startswith((b"<!doctype", b"<html"))
 
 
 def _range(part: Path) -> dict[str, str]:
@@ -139,7 +178,9 @@ def _range(part: Path) -> dict[str, str]:
 
 def _is_final(error: Exception) -> bool:
     """Tell an answer that will not change when asked again from a passing trouble."""
-    return isinstance(error, requests.HTTPError) and error.response.status_code < 500
+    if isinstance(error, requests.HTTPError):
+        return error.response.status_code < 500
+    return isinstance(error, _NotTheFile)
 
 
 def _reason(error: Exception) -> str:

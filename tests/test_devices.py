@@ -85,6 +85,7 @@ def test_ewc_does_not_mix_devices(tmp_path):
     values = {f"G.{name}": torch.ones(p.shape) for name, p in G.named_parameters()}
     meta = {"likelihood": fisher_file.LIKELIHOOD, "standard_error": {}}
     meta["source_sha256"] = files.sha256_of(source)
+    meta["network"] = "G"
     fisher_file.save(tmp_path / "F.npz", fisher_file.Fisher(values, meta))
     ewc = {"lambda_": 1.0, "fisher": str(tmp_path / "F.npz")}
     run_phases(G, D, {"ewc": ewc}, resumed=str(source))

@@ -8,6 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from metrics import downloads
+from stylegan2_fewshot import cache
 from training import sources
 from training.sources import SourceError, fetch
 
@@ -21,6 +23,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.body, self.version, self.ranges = BODY, '"1"', True
         self.cuts, self.failures, self.asked = [], [], []
+        self.first, self.total, self.encoding = None, None, None
         self.url = f"http://127.0.0.1:{self.server_port}/nets/a%20b.pkl?x=1"
 
 
@@ -34,6 +37,12 @@ class Handler(BaseHTTPRequestHandler):
         fresh = self.headers.get("If-Range") == server.version
         start = int(wanted[6:-1]) if wanted and fresh and server.ranges else 0
         self.send_response(206 if start else 200)
+        if start:
+            total = server.total or len(server.body)
+            first = server.first if server.first is not None else start
+            self.send_header("Content-Range", f"bytes {first}-{len(server.body) - 1}/{total}")
+        if server.encoding:
+            self.send_header("Content-Encoding", server.encoding)
         self.send_header("Content-Length", str(len(server.body) - start))
         if server.version:
             self.send_header("ETag", server.version)
@@ -48,8 +57,8 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     monkeypatch.setenv("STYLEGAN2_FEWSHOT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(sources, "_CHUNK", 100)  # what an interruption loses at most
+    monkeypatch.setattr(downloads.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(downloads, "_CHUNK", 100)  # what an interruption loses at most
     with Server() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -86,7 +95,7 @@ def test_interrupted_download_goes_on_where_it_stopped(server):
 def test_a_later_call_goes_on_where_an_earlier_one_gave_up(server, tmp_path):
     server.cuts = [100, 200, 300]
     with pytest.raises(
-        SourceError, match=r"x=1: the connection failed; run again to go on from there"
+        SourceError, match=r"b.pkl: the connection failed; run again to go on from there"
     ):
         fetch(server.url)
     assert files_in(tmp_path / "cache") == {".part", ".part.version", ".lock"}
@@ -99,7 +108,7 @@ def test_a_file_that_changed_meanwhile_is_not_patched_together(server, monkeypat
         server.body, server.version = b"new" * 1000, '"2"'
 
     server.cuts = [1000]
-    monkeypatch.setattr(sources.time, "sleep", change)
+    monkeypatch.setattr(downloads.time, "sleep", change)
     assert fetch(server.url).read_bytes() == b"new" * 1000
     assert server.asked == [None, "bytes=1000-"]
 
@@ -147,7 +156,7 @@ def test_a_copy_that_changed_is_refused(server):
 
 
 def test_a_copy_put_there_by_hand_is_used(server):
-    path = sources.cache_dir() / fetch(server.url).name
+    path = cache.folder() / fetch(server.url).name
     for file in path.parent.iterdir():
         file.unlink()
     path.write_bytes(b"by hand")
@@ -169,7 +178,7 @@ def test_two_at_once_download_once(server):
 
 def test_short_names_are_urls_of_nvidia(monkeypatch):
     asked = []
-    monkeypatch.setattr(sources, "_cached", lambda url, sha256: asked.append(url))
+    monkeypatch.setattr(sources, "download", lambda url, sha256: asked.append(url))
     fetch("lsundog256")
     server = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/"
     file = "transfer-learning-source-nets/lsundog-res256-paper256-kimg100000-noaug.pkl"
@@ -207,5 +216,35 @@ def test_local_files(tmp_path, monkeypatch):
 def test_cache_folder_of_the_platform(monkeypatch, platform, tail):
     monkeypatch.delenv("STYLEGAN2_FEWSHOT_CACHE", raising=False)
     monkeypatch.delenv("LOCALAPPDATA", raising=False)
-    monkeypatch.setattr(sources.sys, "platform", platform)
-    assert sources.cache_dir().as_posix().endswith(tail)
+    monkeypatch.setattr(cache.sys, "platform", platform)
+    assert cache.folder().as_posix().endswith(tail)
+
+
+@pytest.mark.parametrize("wrong", [{"first": 7}, {"total": 5}])
+def test_a_part_that_is_not_what_was_asked_for_starts_over(server, wrong):
+    server.cuts = [500]
+    vars(server).update(wrong)
+    assert fetch(server.url).read_bytes() == BODY
+    assert [asked is None for asked in server.asked] == [True, False, True]
+
+
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><p>Sign in", b"\n <HTML><body>quota"])
+def test_a_web_page_in_the_place_of_a_file_is_not_kept(server, page):
+    server.body = page
+    with pytest.raises(SourceError, match="a web page instead of a file"):
+        fetch(server.url)
+    assert not [p for p in cache.folder().iterdir() if p.suffix not in (".lock", ".version")]
+
+
+def test_a_compressed_answer_is_refused(server):
+    server.encoding = "gzip"
+    with pytest.raises(SourceError, match="sent compressed"):
+        fetch(server.url)
+
+
+def test_messages_hold_no_credentials(server):
+    secret = server.url.replace("http://", "http://me:secret@").replace("x=1", "token=secret")
+    server.body = b"<html>"
+    with pytest.raises(SourceError) as caught:
+        fetch(secret)
+    assert "secret" not in str(caught.value)

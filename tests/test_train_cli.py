@@ -236,6 +236,7 @@ def test_launch_gets_the_options(data, monkeypatch, tmp_path):
     args = [f"--outdir={tmp_path}", f"--data={data()}", "--gpus=2", "--fresh", "--metrics=none"]
     assert CliRunner().invoke(train.main, args).exit_code == 0
     ((options, kwargs),) = calls
+    assert callable(kwargs.pop("watch"))  # writes the report
     assert kwargs == {"outdir": tmp_path, "fresh": True, "gpus": 2}
     assert options["metrics"] == [] and options == json.loads(json.dumps(options))
 

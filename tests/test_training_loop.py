@@ -157,6 +157,7 @@ KILLED = """
 import json, os, signal, sys
 import torch
 from pathlib import Path
+from stylegan2_fewshot.loss import StyleGAN2Loss
 from training import training_loop
 
 moment, number, run_dir, options = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
@@ -177,9 +178,7 @@ def deadly(real):
 if moment == "save":
     torch.save = deadly(torch.save)
 else:
-    training_loop.StyleGAN2Loss.accumulate_gradients = deadly(
-        training_loop.StyleGAN2Loss.accumulate_gradients
-    )
+    StyleGAN2Loss.accumulate_gradients = deadly(StyleGAN2Loss.accumulate_gradients)
 training_loop.train(json.loads(options), run_dir, torch.device("cpu"))
 """
 
@@ -373,7 +372,7 @@ def test_each_rank_goes_on_with_its_own_path_length(tiny_options, monkeypatch):
     dataset = training_loop.ImageDataset(**tiny_options["dataset"])
     state, _ = training_loop.construct(tiny_options, dataset, CPU)
     state.loss.pl_mean.fill_(0.1)
-    monkeypatch.setattr(distributed, "gather", lambda value: [value, 0.7])
+    monkeypatch.setattr(distributed, "gather", lambda x: [x, 0.7 if isinstance(x, float) else x])
     saved = state.tensors()
     saved["pl_mean"] = saved["pl_mean"].clone()  # as a file would hold it
     monkeypatch.setattr(distributed, "rank", lambda: 1)
@@ -404,7 +403,7 @@ def test_ranks_on_gpus_agree_to_stop(monkeypatch):
 
 
 def test_interrupted_ranks_leave_together(tiny_options, tmp_path, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise Interrupted("stopped")
 
     seen = []
