@@ -93,6 +93,16 @@ def test_the_information_of_the_other_generator_is_refused(tiny_options, source,
         construct({**options, "resume_from": mine}, ImageDataset(**options["dataset"]), CPU)
 
 
+@pytest.mark.parametrize("theirs", [{}, {"network": None}, {"network": 7}, {"network": "D"}])
+def test_information_of_no_named_generator_is_refused_in_one_line(source, theirs):
+    meta = {"likelihood": LIKELIHOOD, "standard_error": {}, **theirs}
+    meta["source_sha256"] = files.sha256_of(source)
+    fisher.save(path := source.with_suffix(".npz"), Fisher({"G.x": torch.ones(1)}, meta))
+    with pytest.raises(ValueError, match=r"does not say whether .* --network=G_ema$") as caught:
+        fisher.load(path, source, "G_ema")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("words", "start"),
     [

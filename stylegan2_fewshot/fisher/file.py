@@ -70,17 +70,22 @@ def load(path: Path, source: Path | None = None, network: str | None = None) -> 
     if meta.get("likelihood") != LIKELIHOOD or "standard_error" not in meta:
         raise ValueError(f"{path}: an unfinished estimate, or of another kind; {_REMEDY}")
     with refusing(path, "not a Fisher file", _REMEDY):
-        theirs, theirs_net = str(meta["source_sha256"]), str(meta.get("network"))
+        theirs, theirs_net = str(meta["source_sha256"]), meta.get("network")
         fisher = Fisher(values, meta)
     if source and theirs != (yours := sha256_of(source)):
         raise ValueError(
             f"{path}: of another network: its source pickle has SHA-256 {theirs[:12]}..., "
             f"yours has {yours[:12]}...; {_REMEDY}"
         )
+    if network and theirs_net not in ("G", "G_ema"):
+        raise ValueError(
+            f"{path}: does not say whether it is of the source's G or G_ema; {_REMEDY} "
+            f"--network={network}"
+        )
     if network and theirs_net != network:
         raise ValueError(
-            f"{path}: of the source's {theirs_net:.9}, but G starts as its {network}; {_REMEDY} "
-            f"--network={network}, or give --resume-from={meta['network'].lower()}"
+            f"{path}: of the source's {theirs_net}, but G starts as its {network}; {_REMEDY} "
+            f"--network={network}, or give --resume-from={theirs_net.lower()}"
         )
     return fisher
 
