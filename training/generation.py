@@ -197,12 +197,12 @@ class Subject:
             if not match:
                 raise ValueError(f"--direction={text}: write FILE:3=2.5")
             found = Directions.read(Path(match[1]).expanduser())
+            shift += found.shift(int(match[2]), _number(text, match[3]), self.G)
             if found.network != sha256_of(sources.fetch(self.path)):
                 say(
                     f"--direction={text}: the directions are of another network; they still work "
                     "if one was trained from the other"
                 )
-            shift += found.shift(int(match[2]), _number(text, match[3]), self.G)
         return shift.to(self.device)
 
 
