@@ -26,9 +26,18 @@ def compiler(tmp_path_factory):
 @pytest.fixture
 def tiny_data(tmp_path):
     """Return a folder of eight random images of 16x16 pixels."""
-    folder = tmp_path / "data"
+    return _images(tmp_path / "data", 0)
+
+
+@pytest.fixture
+def heldout_data(tmp_path):
+    """Return a folder of eight others, to measure against."""
+    return _images(tmp_path / "heldout", 1)
+
+
+def _images(folder, seed):
     folder.mkdir()
-    pixels = np.random.RandomState(0).randint(0, 256, [8, 16, 16, 3], dtype=np.uint8)
+    pixels = np.random.RandomState(seed).randint(0, 256, [8, 16, 16, 3], dtype=np.uint8)
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(folder / f"{number}.png")
     return folder

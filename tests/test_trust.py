@@ -142,9 +142,11 @@ def test_features_run_a_program_where_it_is_trusted(program, canary, tiny_data, 
     assert instances.load(tmp_path / "f.npz").meta["backbone_sha256"] == sha256(program)
 
 
-def test_metrics_run_a_program_where_it_is_trusted(network, program, canary, tiny_data):
+def test_metrics_run_a_program_where_it_is_trusted(
+    network, program, canary, tiny_data, heldout_data
+):
     companion(network, "vgg16", "0" * 64)
-    arguments = [str(network), f"--data={tiny_data}", f"--metricdata={tiny_data}"]
+    arguments = [str(network), f"--data={tiny_data}", f"--metricdata={heldout_data}"]
     arguments += ["--metrics=nn1k@dino", "--device=cpu"]
     result = CliRunner().invoke(metrics_main, arguments)
     assert result.exit_code == 1 and "is a program" in result.output
@@ -154,7 +156,7 @@ def test_metrics_run_a_program_where_it_is_trusted(network, program, canary, tin
 def test_the_command_line_of_training_carries_the_users_word(tiny_data):
     arguments = [f"--data={tiny_data}", "--outdir=x", "--metrics=none", "--dry-run"]
     runs = [CliRunner().invoke(train.main, [*arguments, *more]) for more in ([], [PIN])]
-    plain, pinned = (json.loads(result.output) for result in runs)
+    plain, pinned = (json.loads(result.stdout) for result in runs)
     assert "trust" not in plain
     assert pinned["trust"] == {"everything": False, "hashes": ["ab" * 32]}
 
