@@ -25,6 +25,7 @@ from stylegan2_fewshot.methods.ewc import EWC
 from stylegan2_fewshot.methods.prior import Prior, instances
 from stylegan2_fewshot.methods.prior.instances import Instances, companion
 from stylegan2_fewshot.options import describe
+from stylegan2_fewshot.plugin import labels_beside
 from tools import analysis
 from tools import features as features_command
 from training import conditions, pickles, training_loop
@@ -116,7 +117,7 @@ def test_ewc_holds_what_the_source_has_and_leaves_the_rest_free(source, tmp_path
     nets = pickles.load(source)
     named = dict(nets.G.named_parameters())
     values = {f"G.{name}": torch.rand(p.shape) for name, p in named.items()}
-    meta = {"likelihood": fisher_file.LIKELIHOOD, "standard_error": {}}
+    meta = {"likelihood": fisher_file.LIKELIHOOD, "standard_error": {}, "network": "G"}
     meta["source_sha256"] = files.sha256_of(source)
     fisher_file.save(tmp_path / "F.npz", fisher_file.Fisher(values, meta))
     penalties = []
@@ -136,7 +137,7 @@ def test_ewc_holds_what_the_source_has_and_leaves_the_rest_free(source, tmp_path
 def test_ewc_of_a_source_with_a_prior_draws_its_conditions(trained, tmp_path):
     nets = pickles.load(trained)
     kept = instances.load(companion(trained)).vectors
-    torch.testing.assert_close(fisher.conditions_beside(trained), kept)
+    torch.testing.assert_close(labels_beside(trained), kept)
     EWC(lambda_=1.0, samples=2).setup(Run(nets.G, nets.D, resumed=str(trained)))
     (file,) = trained.parent.glob("network-snapshot-000000-016.fisher-*.npz")
     expected = fisher.estimate(nets.G, nets.D, fisher.Settings(samples=2), labels=kept).values
@@ -322,7 +323,7 @@ def test_mistakes_of_training_are_one_line_each(options, trained, features, tiny
     meta = {**other.meta, "backbone": "vgg16", "backbone_sha256": "0" * 64}
     instances.save(tmp_path / "vgg16.npz", Instances(other.vectors, meta))
     resumed["plugins"] = {"prior": {"prior": str(tmp_path / "vgg16.npz")}}
-    with pytest.raises(ValueError, match=r"features are of vgg16, but .*000000\.pkl .*regions"):
+    with pytest.raises(ValueError, match=r"features are of vgg16, but .*000000-016\.pkl .*regions"):
         construct(resumed)
     Image.new("RGB", (16, 16)).save(tiny_data / "3.png")
     with pytest.raises(ValueError, match=r"--prior: holds no features of 3\.png as it is in"):
@@ -426,14 +427,14 @@ def test_mistakes_of_generate_are_one_line_each(trained, source, tiny_data, back
         assert expected in result.output
 
 
-def test_metrics_of_a_network_with_a_prior(trained, tiny_data, backbone, monkeypatch):
+def test_metrics_of_a_network_with_a_prior(trained, heldout_data, backbone, monkeypatch):
     few = replace(registry.METRICS["nn1k"], num_fakes=20)
     monkeypatch.setitem(registry.METRICS, "nn1k", few)
     nets = pickles.load(trained)
     nets.G_ema.mapping.embed.weight *= 1e3  # as after longer training
     named = dict(training_set_kwargs=nets.training_set_kwargs)
     pickles.save(trained, G=nets.G, D=nets.D, G_ema=nets.G_ema, **named)
-    options = [trained, f"--metricdata={tiny_data}", f"--metrics=nn1k@{backbone}"]
+    options = [trained, f"--metricdata={heldout_data}", f"--metrics=nn1k@{backbone}"]
     options += ["--trust-backbone"]
     found = []
     for sampling in ("train", "mixup"):
