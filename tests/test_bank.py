@@ -323,7 +323,7 @@ def test_other_readers_get_one_plain_line(banked_file, monkeypatch):
     written = []
     monkeypatch.setattr(pickles, "_body", lambda value: written.append(value) or b"")
     pickles._reconstruction("G", banked())
-    with pytest.raises(ImportError, match=r"python -m stylegan2_fewshot\.bank_export") as caught:
+    with pytest.raises(ImportError, match=r"python -m tools\.bank_export") as caught:
         exec(written[0]["module_src"], {})
     assert "\n" not in str(caught.value)
 
