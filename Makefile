@@ -1,4 +1,4 @@
-# make demo       adapts the example network to ten images; needs Python 3.10+ and nothing else
+# make demo       adapts the example network to ten images; needs Python 3.11+ and nothing else
 # make test       ruff, mypy, pytest
 # make data       draws the experiments' portraits: out/data
 # make few-shot   compares the methods on ten images: docs/few-shot.md
@@ -20,7 +20,7 @@ demo: $(VENV)/runtime
 	$(RUN) examples/demo.py
 
 test: $(VENV)/development $(VENV)/metrics lint
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
 
 lint: $(VENV)/development
 	$(RUN) -m ruff check .
