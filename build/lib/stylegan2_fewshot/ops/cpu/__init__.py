@@ -1,1 +1,0 @@
-"""The C++ kernels of the CPU."""
