@@ -29,7 +29,7 @@ def test_registry_is_alphabetical_and_named_like_files():
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="no plugin 'nope'; there are ada, apa"):
+    with pytest.raises(ValueError, match="no plugin 'nope'; there are ada, adam, apa"):
         find("nope")
 
 

@@ -267,6 +267,7 @@ function build() {
 }
 
 function trouble(text) {
+  if ($("status").className === "trouble") return; // the first one names the cause
   playing = null;
   for (const id of ["pictures", "controls"]) $(id).hidden = true;
   $("status").hidden = false;
