@@ -85,7 +85,7 @@ def load(path: Path, source: Path | None = None, network: str | None = None) -> 
     if network and theirs_net != network:
         raise ValueError(
             f"{path}: of the source's {theirs_net}, but G starts as its {network}; {_REMEDY} "
-            f"--network={network}, or give --resume-from={theirs_net.lower()}"
+            f"--network={network}, or give --resume-from={str(theirs_net).lower()}"
         )
     return fisher
 
