@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NoReturn
@@ -79,12 +79,15 @@ def served(folder: Path) -> Iterator[str]:
 
 def wait(browser: Any, condition: str, *arguments: Any) -> Any:
     """Wait until a JavaScript expression is true; return its value."""
+    script = f"return ({condition})"
+    return until(browser, lambda: browser.execute_script(script, *arguments))
+
+
+def until(browser: Any, holds: Callable[[], Any]) -> Any:
+    """Wait until a function's value is true; return it."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    script = f"return ({condition})"
-    return WebDriverWait(browser, WAIT_SEC, poll_frequency=0.05).until(
-        lambda driver: driver.execute_script(script, *arguments)
-    )
+    return WebDriverWait(browser, WAIT_SEC, poll_frequency=0.05).until(lambda _: holds())
 
 
 def view(browser: Any, *, size: tuple[int, int] = DESKTOP, **media: str) -> None:
