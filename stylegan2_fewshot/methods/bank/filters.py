@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from ...plugin import seed_of
 
@@ -42,22 +42,40 @@ def _scramble(x: Tensor) -> Tensor:
 
 
 class BankedLayer(torch.nn.Module):
-    """Part of a layer's class once its weight has become a bank of filter sets.
+    """A layer whose weight is a bank of filter sets; it stands where the layer stood.
+
+    Its other parameters and buffers keep their names. What the layer computes is its own business:
+    it is called with one set at a time as its weight.
+
+    Args:
+        layer: The layer; loses its weight.
+        sets: The filter sets `[O, C, k, k]`.
 
     Attributes:
         bank: The sets, a parameter each: what no sample of a batch has taken has no gradient, and
             an optimizer leaves it where it is.
         route: The set of each sample of the batch to come, or None for the mean of all.
-        taken: The set in use, or None for the mean.
     """
 
-    bank: torch.nn.ParameterList
-    route: list[int] | None
-    taken: int | None
+    def __init__(self, layer: torch.nn.Module, sets: Iterable[Tensor]) -> None:
+        super().__init__()
+        needs_grad = layer.weight.requires_grad
+        del layer.weight
+        for name, parameter in layer.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in layer.named_buffers(recurse=False):
+            self.register_buffer(name, buffer)
+        for name, child in layer.named_children():
+            self.add_module(name, child)
+        self._own = [name for name, _ in (*layer.named_parameters(), *layer.named_buffers())]
+        self._layer = (layer,)  # in a tuple, so that it is not a part with names of its own
+        self.bank = torch.nn.ParameterList(sets).requires_grad_(bool(needs_grad))
+        self.route: list[int] | None = None
 
     @property
     def weight(self) -> Tensor:
-        return self.filters(self.taken)
+        """The mean of all sets."""
+        return self.filters(None)
 
     def filters(self, number: int | None) -> Tensor:
         """Return a set `[O, C, k, k]`, or the mean of all."""
@@ -65,25 +83,21 @@ class BankedLayer(torch.nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, **kwargs: Any) -> Tensor:
         """Run the layer once per set that is in use, each time on the samples that take it."""
-        self.taken = None
         if self.route is None:
-            return self._plain_forward(x, w, **kwargs)
+            return self._run(None, x, w, **kwargs)
         sizes = sorted(Counter(self.route).items())
         order = torch.tensor(self.route, device=x.device).argsort()
         parts = [torch.split(t[order], [size for _, size in sizes]) for t in (x, w)]
         results = []
-        for (self.taken, _), own_x, own_w in zip(sizes, *parts, strict=True):
-            results.append(self._plain_forward(own_x, own_w, **kwargs))
-        self.taken = None
+        for (number, _), own_x, own_w in zip(sizes, *parts, strict=True):
+            results.append(self._run(number, own_x, own_w, **kwargs))
         return torch.cat(results)[order.argsort()]
 
-    def _plain_forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
-
-
-@functools.cache
-def _banked(cls: Any) -> Any:
-    return type(f"Banked{cls.__name__}", (BankedLayer, cls), {})
+    def _run(self, number: int | None, x: Tensor, w: Tensor, **kwargs: Any) -> Tensor:
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        state = {"weight": self.filters(number), **{name: tensors[name] for name in self._own}}
+        result: Tensor = functional_call(self._layer[0], state, (x, w), kwargs, tie_weights=False)
+        return result
 
 
 def candidates(G: Any) -> list[str]:
@@ -118,10 +132,7 @@ def install(
         rng = torch.Generator().manual_seed(seed_of(seed, KEY, name))
         sets = [_jittered(weight, jitter, rng) for _ in range(size)]
         origins.update({f"synthesis.{name}.bank.{i}": weight.detach() for i in range(size)})
-        del layer.weight
-        layer.bank = torch.nn.ParameterList(sets).requires_grad_(weight.requires_grad)
-        layer.route = layer.taken = None
-        layer.__class__ = _banked(layer.__class__)
+        G.synthesis.set_submodule(name, BankedLayer(layer, sets))
     G.init_kwargs = {**G.init_kwargs, KEY: {"size": size, "layers": layers}}
     G.register_forward_pre_hook(_draw_route, with_kwargs=True)
     G.synthesis.register_forward_pre_hook(_set_route, with_kwargs=True)
