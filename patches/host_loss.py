@@ -12,6 +12,7 @@ from stylegan2_fewshot import Plugin, Plugins, Run, distributed
 from stylegan2_fewshot.loss import StyleGAN2Loss
 
 # What hosts say to their own losses: about their augmentation, about speed, and stylegan3's blur.
+_OURS = ("before_step", "after_optimizer")  # hooks of the loop, not of the loss
 _OF_NO_EFFECT = ("augment_pipe", "with_dataaug", "pl_no_weight_grad", "blur_init_sigma")
 
 
@@ -56,10 +57,10 @@ class HostLoss(StyleGAN2Loss):
         """
         self.batch_size = run.batch_size
         for name, plugin in self.plugins.items():
-            if type(plugin).before_step is not Plugin.before_step:
+            if any(getattr(type(plugin), hook) is not getattr(Plugin, hook) for hook in _OURS):
                 raise ValueError(
-                    f"{name}: this method rewrites gradients between the passes and the step of "
-                    "the optimizer, where a checkout's loop lets nobody in; use our own train.py"
+                    f"{name}: this method takes part in the step of the optimizer, where a "
+                    "checkout's loop lets nobody in; use our own train.py"
                 )
             if plugin.rehearsal:
                 raise ValueError(

@@ -105,8 +105,8 @@ def why_not(
 ) -> str | None:
     """Return why a CUDA graph cannot hold the phases of training with these plugins, or None.
 
-    Runs the loss, its gradients and `before_step` in all four phases on the meta
-    device, under `Rules`. The optimizers, the average over ranks, and `after_step`, which
+    Runs the loss, its gradients, `before_step` and `after_optimizer` in all four phases on the
+    meta device, under `Rules`. The optimizers, the average over ranks, and `after_step`, which
     stays outside of graphs, are not looked at.
 
     Args:
@@ -148,6 +148,7 @@ def _train(plugins: Plugins, parts: int, G: Any, D: Any) -> None:
             for _ in range(parts):
                 loss.accumulate_gradients(phase, real, c, z, c, gain=1 / parts)
             plugins.before_step(phase[0], trained[phase[0]])
+            plugins.after_optimizer(phase[0], trained[phase[0]])
     plugins.after_step(0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,22 +15,16 @@ class Factors(torch.nn.Module):
     Kingma and Ba, ICLR 2015 (arXiv 1412.6980), Algorithm 1. Each tensor counts its own steps.
 
     Args:
-        values: Where they start, by name; dots are allowed.
-        lr: Learning rate.
-        betas: Decay of the first and of the second moment.
-        eps: What keeps the quotient finite.
+        values: Where they start, by name, such as `G.synthesis.b4.conv1.weight`.
+        optimizers: `lr`, `betas` and, where it is not 1e-8, `eps` of Adam by network, which is what
+            a name begins with.
     """
 
     def __init__(
-        self,
-        values: Mapping[str, Tensor],
-        *,
-        lr: float,
-        betas: tuple[float, float] = (0.0, 0.99),
-        eps: float = 1e-8,
+        self, values: Mapping[str, Tensor], optimizers: Mapping[str, Mapping[str, Any]]
     ) -> None:
         super().__init__()
-        self.lr, self.betas, self.eps = lr, betas, eps
+        self._optimizers = optimizers
         for name, value in values.items():
             for kind, start in self._starts(value).items():
                 self.register_buffer(self._key(name, kind), start)
@@ -49,12 +44,14 @@ class Factors(torch.nn.Module):
         value, first, second, steps = (
             self.get_buffer(self._key(name, kind)) for kind in ("value", "first", "second", "steps")
         )
+        adam = self._optimizers[name.partition(".")[0]]
+        beta1, beta2 = adam["betas"]
         steps += 1
-        first.lerp_(grad, 1 - self.betas[0])
-        second.lerp_(grad.square(), 1 - self.betas[1])
-        mean = first / (1 - self.betas[0] ** steps)
-        scale = (second / (1 - self.betas[1] ** steps)).sqrt() + self.eps
-        value -= self.lr * mean / scale
+        first.lerp_(grad, 1 - beta1)
+        second.lerp_(grad.square(), 1 - beta2)
+        mean = first / (1 - beta1**steps)
+        scale = (second / (1 - beta2**steps)).sqrt() + adam.get("eps", 1e-8)
+        value -= adam["lr"] * mean / scale
         return value
 
     @staticmethod

@@ -159,6 +159,7 @@ def steps(
                     param.requires_grad_(phase[0] == net)
             loss.accumulate_gradients(phase, real, c, z, c)
             plugins.before_step(phase[0], trained[phase[0]])
+            plugins.after_optimizer(phase[0], trained[phase[0]])
         plugins.after_step(loss.cur_nimg)
     return {
         f"{net}.{name}": p.grad.clone()

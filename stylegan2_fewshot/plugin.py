@@ -1,4 +1,4 @@
-"""The plugin protocol: twelve hooks, the registry, and the container that loss and loop hold."""
+"""The plugin protocol: thirteen hooks, the registry, and the container that loss and loop hold."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ HOOKS = (
     "observe",
     "penalty",
     "before_step",
+    "after_optimizer",
     "after_step",
     "rehearsed",
     "snapshot",
@@ -93,6 +94,8 @@ class Run:
             added noise to them; it notes them here.
         estimates: Whether to estimate what takes long; otherwise nothing will be trained, or a
             checkpoint follows that holds it.
+        optimizers: `lr`, `betas` and `eps` of Adam for G and for D, by network, corrected for lazy
+            regularisation: for those that train more than the networks' own parameters.
     """
 
     G: torch.nn.Module
@@ -107,6 +110,9 @@ class Run:
     source: tuple[torch.nn.Module, torch.nn.Module] | None = None
     origins: dict[str, Tensor] = field(default_factory=dict)
     estimates: bool = True
+    optimizers: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=lambda: {net: {"lr": 0.002, "betas": (0.0, 0.99)} for net in "GD"}
+    )
 
 
 class Plugin(torch.nn.Module):
@@ -224,6 +230,15 @@ class Plugin(torch.nn.Module):
         Args:
             net: Which network.
             params: Its trained parameters by name; `grad` is None where no loss reached one.
+        """
+
+    def after_optimizer(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
+        """Correct what the optimizer of `net` ("G" or "D") has just done to its parameters, before
+        any network runs again.
+
+        Args:
+            net: Which network.
+            params: Its trained parameters by name.
         """
 
     def after_step(self, cur_nimg: int) -> None:
@@ -351,6 +366,11 @@ class Plugins(torch.nn.Module):
     def before_step(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
         for plugin in self.active:
             _call(plugin, "before_step", net, params)
+
+    @torch.no_grad()
+    def after_optimizer(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
+        for plugin in self.active:
+            _call(plugin, "after_optimizer", net, params)
 
     @torch.no_grad()
     def after_step(self, cur_nimg: int) -> None:

@@ -59,6 +59,12 @@ def test_at_first_only_the_last_layers_of_d_move():
 def test_frozen_filters_stay_and_removed_ones_are_zero(beta1):
     state = few_steps.iterate(few_steps.begin(ON, beta1=beta1), 4)  # momentum has been built up
     rick, before = state.plugins["rick"], few_steps.parameters(state)
+    seen_by_d = []  # G as its images for D are made, between the two optimizers' steps
+
+    def look(*_):
+        seen_by_d.extend([] if torch.is_grad_enabled() else [few_steps.parameters(state)])
+
+    state.G.synthesis.register_forward_pre_hook(look)
     marks = {key: value.clone() for key, value in rick.state_dict().items()}
     after = few_steps.parameters(few_steps.iterate(state, 1))
     seen = set()
@@ -68,6 +74,7 @@ def test_frozen_filters_stay_and_removed_ones_are_zero(beta1):
         key = name.replace(".", "/")
         frozen, pruned = marks[f"{key}:frozen"], marks[f"{key}:pruned"]
         assert torch.equal(after[name][frozen], value[frozen])
+        assert seen_by_d and all(torch.equal(p[name][frozen], value[frozen]) for p in seen_by_d)
         assert not value[pruned].any() and not after[name][pruned].any()
         free = ~(frozen | pruned)
         assert (after[name][free] != value[free]).flatten(1).any(1).all()

@@ -86,6 +86,7 @@ class Phases:
                 torch.nan_to_num(param.grad, nan=0, posinf=1e5, neginf=-1e5, out=param.grad)
         state.plugins.before_step(phase[0], named)
         opt.step()
+        state.plugins.after_optimizer(phase[0], named)
 
     @torch.no_grad()
     def update_ema(self) -> None:

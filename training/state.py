@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,9 +132,9 @@ def construct(
     rest = dict(batch_size=options["batch_size"], seed=options["seed"], source=source)
     start = dict(resumed=path, resumed_from=options["resume_from"]) if path else {}
     construction.refuse_groups(options, D)
-    plugins.setup(
-        Run(G, D, dataset=dataset, device=device, G_ema=G_ema, estimates=estimates, **rest, **start)
-    )
+    adam = {net: _adam(options[f"{net}_opt"], options[f"{net}_reg_interval"]) for net in "GD"}
+    rest |= dict(dataset=dataset, device=device, estimates=estimates, optimizers=adam)
+    plugins.setup(Run(G, D, G_ema=G_ema, **rest, **start))
     distributed.broadcast_([t for net in (G, D, G_ema, plugins) for t in net.state_dict().values()])
     loss = StyleGAN2Loss(device, G.mapping, G.synthesis, D, plugins, **options["loss"])
     trained, optimizers = {}, {}
@@ -144,19 +144,15 @@ def construct(
         trained[name] = {key: param for key, param in named if plugins.trainable(name, key)}
         if not trained[name]:
             raise ValueError(f"no parameter of {name} is left to train; freeze fewer layers")
-        interval = options[f"{name}_reg_interval"]
-        params = trained[name].values()
-        optimizers[name] = _optimizer(params, options[f"{name}_opt"], interval)
+        optimizers[name] = torch.optim.Adam(trained[name].values(), **adam[name])
     return State(G, D, G_ema, optimizers, plugins, loss, dataset, trained=trained), path
 
 
-def _optimizer(
-    params: Iterable[nn.Parameter], kwargs: Mapping[str, Any], interval: int
-) -> torch.optim.Optimizer:
-    """Return Adam, corrected for the extra steps of lazy regularisation.
+def _adam(kwargs: Mapping[str, Any], interval: int) -> dict[str, Any]:
+    """Return the settings of Adam, corrected for the extra steps of lazy regularisation.
 
     Karras et al. 2020 (arXiv 1912.04958), appendix B.
     """
     ratio = interval / (interval + 1)
     betas = tuple(float(beta) ** ratio for beta in kwargs["betas"])
-    return torch.optim.Adam(params, lr=kwargs["lr"] * ratio, betas=betas, eps=kwargs["eps"])
+    return {"lr": kwargs["lr"] * ratio, "betas": betas, "eps": kwargs["eps"]}

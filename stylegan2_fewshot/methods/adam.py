@@ -44,13 +44,12 @@ class AdAM(Plugin):
     published script makes a pass of its own (250 batches of 4). Also ours, as remembered and not
     verified: percentiles over a network, and no ToRGB layers. Published with batches of 4: 50 for
     1,500 iterations where domains are near, 75 for 2,500 where they are far. The factors have an
-    optimizer of their own; network pickles hold the weights that follow from them.
+    Adam of their own, with --glr and --dlr; network pickles hold the weights that follow from them.
 
     Args:
         percentile: Percentile of importance above which filters are modulated; 100 modulates none.
         probe: Iterations of the probe.
         batches: Batches whose gradients decide, the probe's last.
-        lr: Learning rate of the factors.
     """
 
     capturable = False  # its probe reads values of the device
@@ -58,17 +57,13 @@ class AdAM(Plugin):
     rewrites = True
     done: Tensor
 
-    def __init__(
-        self, *, percentile: float = 50.0, probe: int = 500, batches: int = 250, lr: float = 0.002
-    ) -> None:
+    def __init__(self, *, percentile: float = 50.0, probe: int = 500, batches: int = 250) -> None:
         super().__init__()
         if not 0 <= percentile <= 100:
             raise ValueError(f"--adam-percentile must be from 0 to 100, got {percentile}")
         if not 1 <= batches <= probe:
             raise ValueError(f"--adam-batches={batches} must be from 1 to --adam-probe={probe}")
-        if not lr > 0:
-            raise ValueError(f"--adam-lr must be positive, got {lr}")
-        self.percentile, self.probe, self.batches, self.lr = percentile, probe, batches, lr
+        self.percentile, self.probe, self.batches = percentile, probe, batches
         self.register_buffer("done", torch.zeros([], dtype=torch.int64))  # iterations
         # The convolutions; plain dicts, for they belong to the networks.
         self._convolutions: dict[str, dict[str, torch.nn.Parameter]] = {"G": {}, "D": {}}
@@ -92,7 +87,7 @@ class AdAM(Plugin):
                     self.register_buffer(_key(net, name, "fisher"), param.new_zeros(len(param)))
                     everything = torch.ones(len(param), dtype=torch.bool)  # until it is known
                     self.register_buffer(_key(net, name, "modulated"), everything)
-        self.factors = Factors(starts, lr=self.lr)
+        self.factors = Factors(starts, run.optimizers)
 
     def observe(self, step: Step) -> None:
         self._regularised.observe(step)
@@ -100,7 +95,6 @@ class AdAM(Plugin):
     def before_step(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
         if not self._convolutions[net]:
             return
-        self._held.release()
         probing = bool(self.done < self.probe)
         measured = self.probe - self.batches <= self.done < self.probe
         for name in self._convolutions[net]:
@@ -112,8 +106,10 @@ class AdAM(Plugin):
         if probing:
             filters.drop_gradients(params)
 
-    def after_step(self, cur_nimg: int) -> None:
+    def after_optimizer(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
         self._held.release()
+
+    def after_step(self, cur_nimg: int) -> None:
         self.done += 1
         if self.done == self.probe:
             for net in "GD":

@@ -40,24 +40,20 @@ class FSGAN(Plugin):
     `U S V^T`; factors of its singular values, 1 at first, are all that is trained, in the mapping,
     the synthesis and D. Biases, constant and noise strengths stay. That the styles' affine layers
     and ToRGB count among the weights is remembered, not verified. The factors have an Adam of their
-    own: --glr and --dlr concern only what this method leaves to the networks' optimizers. Published
-    with batches of 16, --gamma=10, 30 kimg. Network pickles hold the weights that follow from the
-    factors; the factors and the source's decomposition, two to three times the weights, are in
-    checkpoints.
+    own, with --glr and --dlr. Published with batches of 16, --gamma=10, 30 kimg. Network pickles
+    hold the weights that follow from the factors; the factors and the source's decomposition, two
+    to three times the weights, are in checkpoints.
 
     Args:
         fsgan: Networks whose singular values are adapted; another one is trained as usual.
-        lr: Learning rate of the factors.
     """
 
     neutral: ClassVar = {"fsgan": "none"}
     rewrites = True
 
-    def __init__(self, *, fsgan: Literal["none", "G", "D", "GD"] = "GD", lr: float = 0.002) -> None:
+    def __init__(self, *, fsgan: Literal["none", "G", "D", "GD"] = "GD") -> None:
         super().__init__()
-        if not lr > 0:
-            raise ValueError(f"--fsgan-lr must be positive, got {lr}")
-        self.fsgan, self.lr = fsgan, lr
+        self.fsgan = fsgan
         self._held: set[str] = set()
 
     def setup(self, run: Run) -> None:
@@ -78,7 +74,7 @@ class FSGAN(Plugin):
                     for kind, tensor in (("source", param), ("us", us), ("vt", vt)):
                         self.register_buffer(_buffer(key, kind), tensor.detach().clone())
         self._held = set(starts)
-        self.factors = Factors(starts, lr=self.lr)
+        self.factors = Factors(starts, run.optimizers)
 
     def trainable(self, net: str, name: str) -> bool:
         return net not in self.fsgan or self.fsgan == "none" or f"{net}.{name}" in self._held

@@ -116,7 +116,6 @@ class RICK(Plugin):
         self._regularised.observe(step)
 
     def before_step(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
-        self._held.release()
         mine = [n for n in self._convolutions[net] if n in params and params[n].grad is not None]
         if not self._regularised[net] and self._is_measured():
             for name in mine:
@@ -130,8 +129,10 @@ class RICK(Plugin):
             frozen, pruned = (self.get_buffer(_key(net, name, k)) for k in ("frozen", "pruned"))
             self._held.hold(params[name], frozen | pruned)
 
-    def after_step(self, cur_nimg: int) -> None:
+    def after_optimizer(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
         self._held.release()
+
+    def after_step(self, cur_nimg: int) -> None:
         self.done += 1
         since = int(self.done) - self.warmup
         if since >= 0 and since % self.every == 0:
