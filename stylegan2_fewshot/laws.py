@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import options, plugin
 from .loss import StyleGAN2Loss
-from .ops import modulated_conv2d
+from .ops import bias_act, modulated_conv2d
 from .plugin import Plugin, Plugins, Run
 
 PHASES = ("Gmain", "Greg", "Dmain", "Dreg")
@@ -41,15 +41,25 @@ class _Block(nn.Module):
         self.num_ws = 2 if first else 3
 
 
+class _Dense(nn.Linear):
+    activation, weight_gain, bias_gain = "lrelu", 1.0, 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return bias_act(super().forward(x), act=self.activation)
+
+
 class ToyMapping(nn.Module):
-    """Latents `[N, 8]` to ws `[N, 5, 8]`."""
+    """Latents `[N, 8]` to ws `[N, 5, 8]`, in layers named as StyleGAN2's."""
 
     def __init__(self, num_ws: int) -> None:
         super().__init__()
-        self.fc0, self.num_ws = nn.Linear(Z_DIM, Z_DIM), num_ws
+        self.num_layers, self.num_ws = 1, num_ws
+        self.fc0 = _Dense(Z_DIM, Z_DIM)
 
     def forward(self, z: Tensor, c: Tensor | None, skip_w_avg_update: bool = False) -> Tensor:
-        w: Tensor = self.fc0(z).relu()
+        w = z
+        for number in range(self.num_layers):
+            w = self.get_submodule(f"fc{number}")(w)
         return w[:, None].expand(-1, self.num_ws, -1)
 
 

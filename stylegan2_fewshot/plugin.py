@@ -92,6 +92,8 @@ class Run:
         source: G and D as they are in that pickle, where those that are trained have been widened.
         origins: What parameters of G were in the source, by name, where a plugin that rebuilds has
             added noise to them; it notes them here.
+        names: What parameters of G are called in the source, by name, where a plugin that rebuilds
+            has moved them, and None for those that it has added; it notes them here.
         estimates: Whether to estimate what takes long; otherwise nothing will be trained, or a
             checkpoint follows that holds it.
         optimizers: `lr`, `betas` and `eps` of Adam for G and for D, by network, corrected for lazy
@@ -109,6 +111,7 @@ class Run:
     G_ema: torch.nn.Module | None = None
     source: tuple[torch.nn.Module, torch.nn.Module] | None = None
     origins: dict[str, Tensor] = field(default_factory=dict)
+    names: dict[str, str | None] = field(default_factory=dict)
     estimates: bool = True
     optimizers: Mapping[str, Mapping[str, Any]] = field(
         default_factory=lambda: {net: {"lr": 0.002, "betas": (0.0, 0.99)} for net in "GD"}

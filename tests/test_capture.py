@@ -37,6 +37,8 @@ CASES = [
     {"dcl": {}},
     {"adam": {}},
     {"rick": {}},
+    {"minegan": {}},
+    {"minegan": {"layers": 0}},
     {"lecam": {"lambda_": 0.1}, "diffaugment": {}},
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -39,6 +39,13 @@ def widened(fisher: Tensor, shape: torch.Size) -> Tensor:
     inputs = fisher.shape[1:].numel() / shape[1:].numel()
     grown[tuple(map(slice, fisher.shape))] = fisher * inputs
     return grown
+
+
+def _renamed(fisher: Fisher, names: Mapping[str, str | None]) -> Fisher:
+    """Return a source's Fisher information by the names that its parameters have in G now."""
+    kept = fisher.values
+    moved = {f"G.{name}": kept[f"G.{old}"] for name, old in names.items() if f"G.{old}" in kept}
+    return Fisher({**kept, **moved}, fisher.meta)
 
 
 def _unknown(run: Run) -> Fisher:
@@ -128,7 +135,8 @@ class EWC(Plugin):
             if net not in self.network:
                 continue
             shapes = {name: p.shape for name, p in source.named_parameters()}
-            held = self._choose(net, getattr(run, net), shapes, fisher)
+            added = {name for name, old in run.names.items() if old is None and net == "G"}
+            held = self._choose(net, getattr(run, net), shapes, fisher, added)
             values = [
                 widened(fisher.values[f"{net}.{name}"].expand(shapes[name]), p.shape)
                 for name, p in held.items()
@@ -183,7 +191,8 @@ class EWC(Plugin):
     def _fisher(self, run: Run, source: Path) -> Fisher:
         """Return what the given file holds, or else what an earlier run or this one estimates."""
         if self.fisher:
-            return fisher_information.load(Path(self.fisher), source, run.resumed_from)
+            found = fisher_information.load(Path(self.fisher), source, run.resumed_from)
+            return _renamed(found, run.names)
         sha256 = files.sha256_of(source)
         settings = fisher_information.Settings(
             samples=self.samples, discriminator="D" in self.network
@@ -212,12 +221,17 @@ class EWC(Plugin):
         return fisher
 
     def _choose(
-        self, net: str, module: torch.nn.Module, shapes: Mapping[str, torch.Size], fisher: Fisher
+        self,
+        net: str,
+        module: torch.nn.Module,
+        shapes: Mapping[str, torch.Size],
+        fisher: Fisher,
+        added: Collection[str],
     ) -> dict[str, torch.nn.Parameter]:
         """Return the parameters to hold: those that the source has and `skip` does not name."""
         params = dict(module.named_parameters())
         fits = {n for n, shape in shapes.items() if _fits(shape, fisher.values.get(f"{net}.{n}"))}
-        known = {name: p for name, p in params.items() if name in fits}
+        known = {name: p for name, p in params.items() if name in fits and name not in added}
         held = {name: p for name, p in known.items() if not self._skipped(net, name)}
         if not held:
             reason = "--ewc-skip names them all" if known else "the Fisher file has none of them"
