@@ -351,9 +351,13 @@ def test_a_file_with_impossible_banks_is_refused(tmp_path, monkeypatch, banks, w
 
 @pytest.mark.parametrize("route", ["3,1,0", "mean"])
 def test_export_writes_a_stock_pickle_of_a_route(banked_file, tmp_path, route):
-    out = tmp_path / "stock.pkl"
-    done = CliRunner().invoke(bank_export.main, [str(banked_file), str(out), f"--route={route}"])
-    assert done.exit_code == 0, done.output
+    out, run = tmp_path / "stock.pkl", tmp_path / "run"
+    run.mkdir()
+    (run / "network-snapshot-000001.pkl").write_bytes(banked_file.read_bytes())
+    (run / "network-snapshot-000001.prior.npz").write_bytes(b"conditions")
+    done = CliRunner().invoke(bank_export.main, [str(run), str(out), f"--route={route}"])
+    assert done.output == f"wrote 2 files to {tmp_path}\n"
+    assert out.with_suffix(".prior.npz").read_bytes() == b"conditions"
     stock, source = pickles.load(out), pickles.load(banked_file)
     assert stock.G.state_dict().keys() == build().state_dict().keys()
     for key in ("G", "G_ema"):

@@ -581,3 +581,12 @@ def test_missing_package_is_named_when_reading(tmp_path, monkeypatch):
     data = safetensors_bytes()
     monkeypatch.setitem(sys.modules, "safetensors", None)
     assert "pip install safetensors" in refusal(tmp_path, data)
+
+
+def test_a_run_stands_for_its_newest_network(tmp_path):
+    newest = saved(tmp_path, **networks())
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "network-snapshot-000003.pkl").write_bytes(b"older")
+    newest.rename(tmp_path / "run" / "network-snapshot-000010.pkl")
+    result = run_convert(tmp_path / "run", tmp_path / "x.safetensors")
+    assert result.output.endswith(f"wrote 1 file to {tmp_path / 'x.safetensors'}\n")

@@ -75,7 +75,9 @@ def metric(*values, name="kid", better="lower"):
         ({"metrics": metric(2, 3)}, ["past-best"], "Best at 1 kimg, worse since"),
         ({"metrics": metric(2, 3, better="higher")}, ["learning"], "Still learning"),
         ({"metrics": metric(2, 2.05)}, ["settled"], "Settled"),
-        ({"metrics": metric(2, math.nan)}, ["settled"], "Settled"),
+        ({"metrics": metric(2, 2.05, math.nan), "kimg": 3.0}, ["settled"], "Settled"),
+        ({"metrics": metric(2, math.nan)}, ["sound"], "Neither"),
+        ({"metrics": metric(2), "kimg": 8.0}, ["sound"], "Neither"),
         ({"metrics": metric(2, 3), "nearness": 0.1}, ["copies", "past-best"], "Copies"),
     ],
 )

@@ -8,12 +8,14 @@ from pathlib import Path
 import click
 
 from stylegan2_fewshot.methods.bank.filters import parse_route, without_banks
-from stylegan2_fewshot.options import Command
+
+from .command import UserPath, command
+from .output import Output
 
 
-@click.command(cls=Command)
-@click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT", type=click.Path(dir_okay=False, path_type=Path))
+@command()
+@click.argument("source", metavar="IN", type=UserPath())
+@click.argument("target", metavar="OUT", type=UserPath(dir_okay=False, path_type=Path))
 @click.option(
     "--route",
     default="mean",
@@ -21,14 +23,17 @@ from stylegan2_fewshot.options import Command
     help="The filter set of each bank, such as 3,1,4, or the mean of the sets.",
 )
 def main(source: str, target: Path, route: str) -> None:
-    """Write one route through the banks of IN (path or URL) to OUT, a pickle for any reader."""
-    from training import pickles
+    """Write one route through the banks of IN to OUT, an ordinary network pickle.
 
-    nets = pickles.load(source)
+    IN is a path, URL, short name or run.
+    """
+    from training import generation, pickles
+
+    nets = pickles.load(generation.newest_network(source))
     chosen = parse_route(route, nets.G_ema)
     plain = {key: without_banks(getattr(nets, key), chosen) for key in ("G", "G_ema")}
-    pickles.save(target, **vars(replace(nets, **plain)))
-    click.echo(f"{target}: route {route}, an ordinary network pickle")
+    with Output(target) as output:
+        output.network(target, replace(nets, **plain), source)
 
 
 if __name__ == "__main__":

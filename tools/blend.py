@@ -8,6 +8,7 @@ import click
 
 from .choices import NUMBER
 from .command import UserPath, command
+from .output import Output
 
 
 @command()
@@ -42,14 +43,14 @@ def main(first: str, second: str, target: Path, split: int, smooth: float) -> No
         raise ValueError(f"--smooth={smooth:g}: must be 0 or more")
     paths = [generation.newest_network(place) for place in (first, second)]
     one, two = map(pickles.load, paths)
-    pickles.save(target, **vars(blending.blended(one, two, split, smooth)))
+    made = blending.blended(one, two, split, smooth)
     shares = [
         f"{r}: {100 * blending.share_of_second(r, split, smooth):.0f} %"
         for r in two.G_ema.synthesis.block_resolutions
     ]
     click.echo(f"share of {second} by resolution: {', '.join(shares)}")
-    copies = generation.copy_companions(first if split else second, target)
-    click.echo(f"wrote {1 + len(copies)} file{'s' if copies else ''} to {target.parent}")
+    with Output(target) as output:
+        output.network(target, made, first if split else second)
 
 
 if __name__ == "__main__":

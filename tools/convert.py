@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from stylegan2_fewshot.files import replacing
 from stylegan2_fewshot.methods.bank.filters import banks_of
-from stylegan2_fewshot.methods.prior import instances
-from stylegan2_fewshot.options import Command
-from training import pickles, sources
+from training import generation, pickles
 from training.formats import onnx_export, rosinality, safetensors_file
 from training.pickles import NetworkPickle
+
+from .command import UserPath, command
+from .output import Output
 
 
 def _write_pickle(path: Path, nets: NetworkPickle) -> str:
@@ -53,11 +53,11 @@ WRITERS: dict[str, Callable[[Path, NetworkPickle], str]] = {
 }
 
 
-@click.command(cls=Command)
-@click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT", type=click.Path(dir_okay=False, path_type=Path))
+@command()
+@click.argument("source", metavar="IN", type=UserPath())
+@click.argument("target", metavar="OUT", type=UserPath(dir_okay=False, path_type=Path))
 def main(source: str, target: Path) -> None:
-    """Convert the networks in IN (path, URL or short name) to OUT.
+    """Convert the networks in IN (path, URL, short name or run) to OUT.
 
     IN is a network pickle of stylegan2-ada-pytorch or stylegan3 (StyleGAN2 networks), of the
     TensorFlow code of StyleGAN2 or StyleGAN2-ADA, a .pt checkpoint of rosinality's, or
@@ -67,18 +67,18 @@ def main(source: str, target: Path) -> None:
     if target.suffix not in WRITERS:
         raise ValueError(f"OUT={target}: its suffix must be one of {', '.join(WRITERS)}")
     alone = target.suffix in (".onnx", ".safetensors")
-    nets = pickles.load(source, needs=("G_ema",) if alone else pickles.NEEDED)
+    nets = pickles.load(
+        generation.newest_network(source), needs=("G_ema",) if alone else pickles.NEEDED
+    )
     if target.suffix in (".pt", ".onnx") and banks_of(nets.G_ema):
         raise ValueError(
             f"OUT={target}: holds no filter banks; make an ordinary network of one route first: "
             f"python -m tools.bank_export {source} ROUTE.pkl --route=mean"
         )
-    written = WRITERS[target.suffix](target, nets)
-    conditions = instances.companion(sources.fetch(source))
-    if conditions.is_file():  # generate.py looks for them beside the network
-        with replacing(instances.companion(target)) as copy:
-            copy.write(conditions.read_bytes())
-    click.echo(f"{target}: {written}")
+    with Output(target) as output:
+        click.echo(WRITERS[target.suffix](target, nets))
+        output.count += 1
+        output.companions(target, source)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ COLUMNS = 7
     show_default=True,
     help="Standard deviations that the sheet goes to either side.",
 )
-@drawing_options("trunc", "class_idx", "prior_sample", "prior_image", "backbone")
+@drawing_options("trunc", "class_idx", "prior_sample", "prior_image", "backbone", "route")
 def main(
     network: str,
     layers: tuple[int, ...] | None,
@@ -70,7 +70,7 @@ def main(
     found = generation.Directions(
         vectors, deviations, moved, sha256_of(sources.fetch(subject.path))
     )
-    with Output(out.parent) as output:
+    with Output(out) as output:
         found.write(out)
         output.count += 1
         if sheet:

@@ -25,7 +25,10 @@ MOST = 4096  # images of a matrix
     type=LAYERS,
     help="Layers whose style the column's seed gives.  [default: 0-6, as far as there are]",
 )
-@drawing_options("trunc", "class_idx", "prior_sample", "prior_image", "backbone", "noise_mode")
+@drawing_options(
+    *("trunc", "class_idx", "prior_sample", "prior_image"),
+    *("backbone", "noise_mode", "route"),
+)
 @click.option(
     "--outdir",
     type=UserPath(file_okay=False, path_type=Path),

@@ -25,6 +25,9 @@ class Output:
     """Counts the files that a command writes, and says how many they were at the end.
 
     Used with `with`: Ctrl-C ends the command with what is there so far, and says so.
+
+    Args:
+        place: A folder, or the file that the command is asked for; others lie beside it.
     """
 
     def __init__(self, place: Path) -> None:
@@ -46,6 +49,20 @@ class Output:
             yield stream
         self.count += 1
 
+    def network(self, path: Path, nets: Any, source: str) -> None:
+        """Write networks as a pickle, and beside it what methods keep beside their source."""
+        from training import pickles
+
+        pickles.save(path, **vars(nets))
+        self.count += 1
+        self.companions(path, source)
+
+    def companions(self, path: Path, source: str) -> None:
+        """Copy what methods keep beside a network, its source, to beside a path."""
+        from training import generation
+
+        self.count += len(generation.copy_companions(source, path))
+
     def __enter__(self) -> Output:
         return self
 
@@ -56,8 +73,9 @@ class Output:
         at: TracebackType | None,
     ) -> None:
         files = f"{self.count} {'file' if self.count == 1 else 'files'}"
+        place = self.place if self.count == 1 or self.place.is_dir() else self.place.parent
         if isinstance(error, KeyboardInterrupt):
-            click.echo(f"stopped: wrote {files} to {self.place}", err=True)
+            click.echo(f"stopped: wrote {files} to {place}", err=True)
             raise SystemExit(STOPPED) from None
         if error is None:
-            click.echo(f"wrote {files} to {self.place}")
+            click.echo(f"wrote {files} to {place}")

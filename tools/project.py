@@ -270,13 +270,16 @@ def _const(opened: _Opened) -> dict[str, Any]:
 
 
 def _distances(opened: _Opened, search: Any) -> Any:
-    """Return LPIPS of the images with the network's own noise, as generate.py will make them."""
+    """Return LPIPS of images as generate.py makes them: with the network's noise, and clipped.
+
+    The targets were clipped too: the search's own distances stay above 0 even at the right w.
+    """
     import torch
 
     from training.projection import distances
 
     with torch.no_grad():
-        images = opened.G.synthesis(search.latents(), **_const(opened))
+        images = opened.G.synthesis(search.latents(), **_const(opened)).clamp(-1, 1)
         return distances(opened.embed, images, search.wanted)
 
 
@@ -315,8 +318,6 @@ def _tune(
     """Tune G around all projections, and write it as an ordinary network pickle."""
     import torch
 
-    from training import pickles
-    from training.generation import copy_companions
     from training.projection import tuned
 
     bar = progress(range(steps), total=steps, desc="tuning", unit="step")
@@ -331,8 +332,7 @@ def _tune(
         on_step=lambda loss: next(ticks, None) and None,
     ).cpu()
     nets = replace(opened.subject.nets, G=G, G_ema=G)
-    pickles.save(output.place / "tuned.pkl", **vars(nets))
-    output.count += 1 + len(copy_companions(opened.network, output.place / "tuned.pkl"))
+    output.network(output.place / "tuned.pkl", nets, opened.network)
 
 
 if __name__ == "__main__":

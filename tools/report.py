@@ -101,7 +101,7 @@ class View:
         run: What the directory tells.
         name: Enough of its path to tell it from the others.
         findings: What the rules find, the verdict first.
-        best: The best snapshot by the first metric, or None.
+        best: The best of several snapshots by a metric, or None.
         snapshots: Pictures of samples by kimg, as URIs.
         reals: The picture of training images as a URI, or None.
         nearest: Samples beside training images, or None.
@@ -239,14 +239,16 @@ def _metric(run: runs.Run, name: str) -> runs.Series:
 
 
 def _metric_rows(views: Sequence[View]) -> list[tuple[str, list[str]]]:
-    """Return for every metric its best and last value in each run."""
+    """Return for every metric its best and last value, or its only one, in each run."""
     names = dict.fromkeys(name for view in views for name in _first(view.run))
     return [(name, [_metric_cell(view.run, name) for view in views]) for name in names]
 
 
 def _metric_cell(run: runs.Run, name: str) -> str:
-    found = verdict.best({name: run.metrics[name]} if name in run.metrics else {})
-    return f"{found.value:.4g} at {found.kimg:g} kimg, last {found.last:.4g}" if found else "-"
+    if found := verdict.best({name: run.metrics.get(name, [])}):
+        return f"{found.value:.4g} at {found.kimg:g} kimg, last {found.last:.4g}"
+    known = [f"{value:.4g} at {kimg:g} kimg" for kimg, value in _metric(run, name)]
+    return ", ".join(known[-1:]) or "-"
 
 
 def _option_rows(views: Sequence[View]) -> list[tuple[str, list[str], bool]]:

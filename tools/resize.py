@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from tools.command import UserPath, command
+from .command import UserPath, command
+from .output import Output
 
 
 @command()
@@ -25,17 +26,17 @@ def main(source: str, target: Path, size: int | None, channels: str | None) -> N
 
     if size is None and channels is None:
         raise ValueError("give --size, --channels or both")
-    nets = pickles.load(generation.newest_network(source))
-    before = nets.G_ema
-    try:
-        made = resizing.resized(
-            nets, size or before.img_resolution, int(channels) if channels else None
-        )
-    except ValueError as error:
-        raise ValueError(f"--size={size}: {error}") from error
-    pickles.save(target, **vars(made))
-    generation.copy_companions(source, target)
-    click.echo(f"{target}: {_shape(before)} to {_shape(made.G_ema)}")
+    with Output(target) as output:
+        nets = pickles.load(generation.newest_network(source))
+        before = nets.G_ema
+        try:
+            made = resizing.resized(
+                nets, size or before.img_resolution, int(channels) if channels else None
+            )
+        except ValueError as error:
+            raise ValueError(f"--size={size}: {error}") from error
+        click.echo(f"{_shape(before)} to {_shape(made.G_ema)}")
+        output.network(target, made, source)
 
 
 def _shape(G: object) -> str:

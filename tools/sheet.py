@@ -22,7 +22,10 @@ MOST = 4096  # images of a sheet
 @click.option(
     "--snapshots", is_flag=True, help="One row for each snapshot of the run that --network names."
 )
-@drawing_options("trunc", "class_idx", "prior_sample", "prior_image", "backbone", "noise_mode")
+@drawing_options(
+    *("trunc", "class_idx", "prior_sample", "prior_image"),
+    *("backbone", "noise_mode", "route"),
+)
 @click.option(
     "--out", type=UserPath(dir_okay=False, path_type=Path), required=True, help="A PNG file."
 )

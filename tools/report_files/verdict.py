@@ -136,7 +136,7 @@ def _knows(e: Evidence) -> Finding | None:
 
 def _learning(e: Evidence) -> Finding | None:
     found = best(e.metrics)
-    if not found or found.count < 2 or found.loss > WORSE_BY or found.kimg < LATE * e.kimg:
+    if not found or found.loss > WORSE_BY or found.kimg < LATE * e.kimg:
         return None
     reason = f"{found.name} is best, {found.value:.4g}, at {found.kimg:g} kimg. Train longer."
     return Finding("learning", "Still learning", reason)
@@ -172,28 +172,30 @@ def _sound(e: Evidence) -> Finding:
 
 @dataclass(frozen=True)
 class Best:
-    """The best snapshot by the first metric, of how many; `loss`: how much worse the last is."""
+    """The best of several snapshots by a metric; `loss`: how much worse the last is."""
 
     name: str
     kimg: float
     value: float
     last: float
     loss: float
-    count: int
 
 
 def best(metrics: dict[str, list[dict[str, Any]]]) -> Best | None:
-    """Return the best snapshot, the earliest of equal ones; None where nothing was measured."""
-    for results in metrics.values():
+    """Return the best snapshot by the first metric that was measured at two or more.
+
+    The earliest of equal ones; None where there is no such metric: one alone is not the best.
+    """
+    for results in filter(None, metrics.values()):
         name = next(iter(results[0]["results"]))
         sign = 1 if results[0].get("better") == "higher" else -1
         values = [(float(r["results"].get(name, math.nan)), float(r["kimg"])) for r in results]
         known = [(value, kimg) for value, kimg in values if math.isfinite(value)]
-        if known:
+        if len(known) > 1:
             value, kimg = max(known, key=lambda pair: (sign * pair[0], -pair[1]))
             last = known[-1][0]
             loss = sign * (value - last) / max(abs(value), 1e-12)
-            return Best(name, kimg, value, last, loss, len(known))
+            return Best(name, kimg, value, last, loss)
     return None
 
 
