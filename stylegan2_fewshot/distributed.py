@@ -182,8 +182,8 @@ def average_gradients(params: Iterable[torch.nn.Parameter]) -> None:
         return
     flat = sum_(torch.cat([grad.flatten() for grad in grads]))
     flat /= world_size()
-    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):  # type: ignore[no-untyped-call]
-        grad.copy_(part.view_as(grad))
+    parts = flat.split([grad.numel() for grad in grads])  # type: ignore[no-untyped-call]
+    torch._foreach_copy_(grads, [p.view_as(g) for p, g in zip(parts, grads, strict=True)])
 
 
 def synchronize(device: torch.device) -> None:

@@ -25,10 +25,8 @@ class Moments:
 @torch.no_grad()
 def report(name: str, value: Tensor | float) -> None:
     """Add every element of `value` to the statistics of `name`, without waiting for the device."""
-    value = torch.as_tensor(value).detach().flatten().float()
-    sums = torch.stack(
-        [torch.full_like(value.sum(), value.numel()), value.sum(), value.square().sum()]
-    )
+    value = torch.as_tensor(value).flatten().float()
+    sums = torch.stack([torch.ones_like(value), value, value * value]).sum(1)
     _SUMS[name] = _SUMS[name].to(sums.device) + sums if name in _SUMS else sums
 
 

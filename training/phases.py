@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stylegan2_fewshot import distributed
 from stylegan2_fewshot.plugin import seed_of
@@ -81,10 +81,9 @@ class Phases:
         for param in params:
             param.requires_grad_(False)
         distributed.average_gradients(params)
-        for param in params:
-            if param.grad is not None:
-                torch.nan_to_num(param.grad, nan=0, posinf=1e5, neginf=-1e5, out=param.grad)
+        make_finite([param.grad for param in params if param.grad is not None])
         state.plugins.before_step(phase[0], named)
+        align(params)
         opt.step()
         state.plugins.after_optimizer(phase[0], named)
 
@@ -141,6 +140,22 @@ def batches(
 def labels_of(dataset: ImageDataset, indices: Sequence[int]) -> Tensor:
     """Return the labels `[N, label_dim]` of items of a data set."""
     return torch.from_numpy(np.stack([dataset.get_label(i) for i in indices])).float()
+
+
+def make_finite(grads: list[Tensor]) -> None:
+    """Replace what is NaN by 0, and what is infinite by 1e5, in place."""
+    is_near = bool(grads) and grads[0].device.type == "cpu"  # a GPU would have to be waited for
+    if is_near and torch.stack(torch._foreach_norm(grads)).isfinite().all():
+        return
+    for grad in grads:
+        torch.nan_to_num(grad, nan=0, posinf=1e5, neginf=-1e5, out=grad)
+
+
+def align(params: Iterable[nn.Parameter]) -> None:
+    """Give each gradient its parameter's layout: the fused Adam of the CPU takes it for granted."""
+    for param in params:
+        if param.grad is not None and param.grad.stride() != param.stride():
+            param.grad = torch.empty_like(param).copy_(param.grad)
 
 
 def now(device: torch.device) -> float:

@@ -47,8 +47,22 @@ def bias_act(
         return reference.bias_act(x, b, settings)
     if not settings.gradient_reads_output and SELECTED.bias_act(x, b, settings) is None:
         return reference.bias_act(x, b, settings)
+    if not torch.is_grad_enabled():  # spares the graph's bookkeeping
+        return _implementation(x, b, settings).bias_act(x, b, settings)
     result: Tensor = _BiasAct.apply(x, b, settings)  # type: ignore[no-untyped-call]
     return result
+
+
+def _implementation(x: Tensor, b: Tensor | None, settings: BiasActSettings) -> Any:
+    return SELECTED.bias_act(x, b, settings) or reference
+
+
+def _gradient(dy: Tensor, kept: Tensor, b: Tensor | None, settings: BiasActSettings) -> Tensor:
+    if not torch.is_grad_enabled():
+        kernels = _implementation(kept, b, settings)
+        return kernels.bias_act_gradient(dy, kept, b, settings)
+    dx: Tensor = _BiasActGradient.apply(dy, kept, b, settings)  # type: ignore[no-untyped-call]
+    return dx
 
 
 class _BiasAct(torch.autograd.Function):
@@ -56,8 +70,7 @@ class _BiasAct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, b, settings):  # type: ignore[no-untyped-def]
-        implementation: Any = SELECTED.bias_act(x, b, settings) or reference
-        y = implementation.bias_act(x, b, settings)
+        y = _implementation(x, b, settings).bias_act(x, b, settings)
         ctx.settings = settings
         ctx.save_for_backward(*((y, None) if settings.gradient_reads_output else (x, b)), b)
         return y
@@ -65,7 +78,7 @@ class _BiasAct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
         kept, added, b = ctx.saved_tensors
-        dx = _BiasActGradient.apply(dy, kept, added, ctx.settings)  # type: ignore[no-untyped-call]
+        dx = _gradient(dy, kept, added, ctx.settings)
         db = _sum_for_bias(dx, b, ctx.settings) if ctx.needs_input_grad[1] else None
         return dx, db, None
 
@@ -77,14 +90,13 @@ class _BiasActGradient(torch.autograd.Function):
     def forward(ctx, dy, kept, b, settings):  # type: ignore[no-untyped-def]
         ctx.settings = settings
         ctx.save_for_backward(dy, kept, b)
-        implementation: Any = SELECTED.bias_act(kept, b, settings) or reference
-        return implementation.bias_act_gradient(dy, kept, b, settings)
+        return _implementation(kept, b, settings).bias_act_gradient(dy, kept, b, settings)
 
     @staticmethod
     def backward(ctx, ddx):  # type: ignore[no-untyped-def]
         dy, kept, b = ctx.saved_tensors
         settings = ctx.settings
-        ddy = _BiasActGradient.apply(ddx, kept, b, settings)  # type: ignore[no-untyped-call]
+        ddy = _gradient(ddx, kept, b, settings)
         if not ACTIVATIONS[settings.act].curved or not any(ctx.needs_input_grad[1:3]):
             return ddy, None, None, None
         kernels: Any = SELECTED.bias_act(kept, b, settings)

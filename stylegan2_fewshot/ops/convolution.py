@@ -110,20 +110,20 @@ def modulated_conv2d(
         fan_in = weight[0].numel()
         weight = weight / weight.abs().amax([1, 2, 3], keepdim=True) / fan_in**0.5
         styles = styles / styles.abs().amax(1, keepdim=True)
-    scale = _demodulation(weight, styles) if demodulate else None
+    scale = _demodulation(weight.float(), styles.float()) if demodulate else None
     arguments: dict[str, Any] = dict(
         f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight
     )
     if fused_modconv:
         y = _per_image(x, weight, styles, scale, arguments)
         return y if noise is None else y + noise.to(y.dtype)
-    scaled = x * (factors := styles.to(x.dtype)[:, :, None, None])
+    scaled = x * (factors := styles.to(x.dtype).reshape(*styles.shape, 1, 1))
     with _recomputing(scaled, x, factors):
         y = conv2d_resample(scaled, weight.to(x.dtype), **arguments)
     noise = None if noise is None else noise.to(y.dtype)
     if scale is None:
         return y if noise is None else y + noise
-    scale = scale.to(y.dtype)[:, :, None, None]
+    scale = scale.to(y.dtype).reshape(*scale.shape, 1, 1)
     return y * scale if noise is None else torch.addcmul(noise, y, scale)
 
 
@@ -147,13 +147,47 @@ def _recomputing(scaled: Tensor, x: Tensor, factors: Tensor) -> AbstractContextM
 
 
 def _demodulation(weight: Tensor, styles: Tensor) -> Tensor:
-    """Return `1 / |weight * styles|` for every image and output channel, `[N, O]`.
+    """Return `1 / |weight * styles|` for every image and output channel, `[N, O]`."""
+    if torch.is_grad_enabled() and not torch_internals.transforms_are_active():
+        scale: Tensor = _Demodulation.apply(weight, styles)  # type: ignore[no-untyped-call]
+        return scale
+    return _inverse_norms(styles.square(), _energy(weight))
 
-    The sum of squares over a kernel does not depend on the image, so no weights per image are
-    needed: `sum (w s)^2 = (sum w^2) s^2`.
+
+def _energy(weight: Tensor) -> Tensor:
+    """Return the sum of squares over each kernel, `[O, C]`.
+
+    It does not depend on the image, so no weights per image are needed:
+    `sum (w s)^2 = (sum w^2) s^2`.
     """
-    energy = weight.float().square().sum([2, 3])
-    return (styles.float().square() @ energy.t() + 1e-8).rsqrt()
+    return weight.square().sum([2, 3])
+
+
+def _inverse_norms(squares: Tensor, energy: Tensor) -> Tensor:
+    return (squares @ energy.t() + 1e-8).rsqrt()
+
+
+class _Demodulation(torch.autograd.Function):
+    """The factors, with a gradient that passes over the weights once, instead of four times."""
+
+    @staticmethod
+    def forward(ctx, weight, styles):  # type: ignore[no-untyped-def]
+        ctx.energy = _energy(weight)
+        scale = _inverse_norms(styles.square(), ctx.energy)
+        ctx.save_for_backward(weight, styles, scale)
+        return scale
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[no-untyped-def]
+        weight, styles, scale = ctx.saved_tensors
+        dy = -dy * scale.pow(3)  # twice the gradient by the square of the norm
+        dw = ds = None
+        if ctx.needs_input_grad[0]:
+            dw = weight * (dy.t() @ styles.square()).reshape(*weight.shape[:2], 1, 1)
+        if ctx.needs_input_grad[1]:
+            energy = _energy(weight) if torch.is_grad_enabled() else ctx.energy
+            ds = styles * (dy @ energy)
+        return dw, ds
 
 
 def _per_image(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .dispatch import SELECTED
+from .dispatch import SELECTED, Kernels
 
 Sides = tuple[int, ...]
 
@@ -29,8 +29,21 @@ def convolve(x: Tensor, w: Tensor, sides: Sequence[int], groups: int = 1) -> Ten
     kernels = SELECTED.convolution(x, w, sides) if groups == 1 else None
     if kernels is None:
         return reference.convolve(x, w, sides, groups)
-    y: Tensor = _Convolution.apply(kernels, x, w, tuple(sides), False)  # type: ignore[no-untyped-call]
+    return _convolve(kernels, x, w, tuple(sides), False)
+
+
+def _convolve(kernels: Kernels, x: Tensor, w: Tensor, sides: Sides, turned: bool) -> Tensor:
+    if not torch.is_grad_enabled():  # spares the graph's bookkeeping
+        return kernels.convolve(x, w, sides, turned)
+    y: Tensor = _Convolution.apply(kernels, x, w, sides, turned)  # type: ignore[no-untyped-call]
     return y
+
+
+def _weight_gradient(kernels: Kernels, x: Tensor, dy: Tensor, sides: Sides) -> Tensor:
+    if not torch.is_grad_enabled():
+        return kernels.convolution_weight_gradient(x, dy, sides)
+    dw: Tensor = _WeightGradient.apply(kernels, x, dy, sides)  # type: ignore[no-untyped-call]
+    return dw
 
 
 def _opposite(sides: Sides, w: Tensor) -> Sides:
@@ -58,10 +71,9 @@ class _Convolution(torch.autograd.Function):
         kernels, sides, turned = ctx.kernels, ctx.sides, ctx.turned
         dx = dw = None
         if ctx.needs_input_grad[1]:
-            back = _opposite(sides, w), not turned
-            dx = _Convolution.apply(kernels, dy, w, *back)  # type: ignore[no-untyped-call]
+            dx = _convolve(kernels, dy, w, _opposite(sides, w), not turned)
         if ctx.needs_input_grad[2]:
-            dw = _WeightGradient.apply(kernels, x, dy, sides)  # type: ignore[no-untyped-call]
+            dw = _weight_gradient(kernels, x, dy, sides)
             dw = _turn(dw) if turned else dw
         return None, dx, dw, None, None
 
@@ -81,8 +93,7 @@ class _WeightGradient(torch.autograd.Function):
         kernels, sides = ctx.kernels, ctx.sides
         dx = ddy = None
         if ctx.needs_input_grad[1]:
-            back = _opposite(sides, ddw), True
-            dx = _Convolution.apply(kernels, dy, ddw, *back)  # type: ignore[no-untyped-call]
+            dx = _convolve(kernels, dy, ddw, _opposite(sides, ddw), True)
         if ctx.needs_input_grad[2]:
-            ddy = _Convolution.apply(kernels, x, ddw, sides, False)  # type: ignore[no-untyped-call]
+            ddy = _convolve(kernels, x, ddw, sides, False)
         return None, dx, ddy, None

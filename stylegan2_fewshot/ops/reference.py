@@ -126,7 +126,7 @@ def _resample(
     if f.numel() == 1:
         x = F.pad(x, [ahead[1], ahead[1], ahead[0], ahead[0]]) if any(ahead) else x
         return x[:, :, :: down[1], :: down[0]] * f.reshape([])
-    weight = f[None, None].expand(channels, 1, *f.shape).contiguous()
+    weight = f.repeat(channels, 1, 1, 1)
     return F.conv2d(x, weight, padding=ahead, stride=down[::-1], groups=channels)
 
 

@@ -155,6 +155,8 @@ def as_padding(value: Pair) -> tuple[int, int, int, int]:
 
 def _apply(x: Tensor, f: Tensor, *arguments: Any) -> Tensor:
     is_transformed = torch_internals.transforms_are_active()
+    if not is_transformed and not torch.is_grad_enabled():  # spares the graph's bookkeeping
+        return SELECTED.upfirdn2d(x, f)(x, f, *arguments)
     function = _TransformedUpFirDn if is_transformed else _UpFirDn
     y: Tensor = function.apply(x, f, *arguments)  # type: ignore[no-untyped-call]
     return y

@@ -89,14 +89,13 @@ class CPUKernels(Kernels):
             (x.shape[2] * up[1] + top + bottom - high) // down[1] + 1,
             (x.shape[3] * up[0] + left + right - wide) // down[0] + 1,
         ]
-        pixels = x.permute(0, 2, 3, 1).contiguous()
-        y = x.new_empty(x.shape[0], *size, x.shape[1])
+        pixels, y = _channels_last(x), _empty(x, x.shape[1], size)
         pairs = [(ctypes.c_int64 * 2)(*pair) for pair in (up[::-1], down[::-1], (top, left))]
-        images = x.dtype is torch.bfloat16, pixels.data_ptr(), *pixels.shape
+        images = x.dtype is torch.bfloat16, pixels.data_ptr(), *_sizes(x)
         filter_ = taps.data_ptr(), high, wide, flip_filter, gain
         result = y.data_ptr(), *size, torch.get_num_threads()
         self.library.upfirdn2d(*images, *filter_, *pairs, *result)
-        return y.permute(0, 3, 1, 2)
+        return y
 
     def bias_act(self, x: Tensor, b: Tensor | None, settings: BiasActSettings) -> Tensor:
         """As `reference.bias_act`."""
@@ -135,16 +134,16 @@ class CPUKernels(Kernels):
             outputs = w.shape[1]
             address += w.element_size() * 2 * (strides[2] + strides[3])
             strides = [strides[1], strides[0], -strides[2], -strides[3]]
-        y = x.new_empty(x.shape[0], *_size_after(x, sides), outputs)
+        y = _empty(x, outputs, _size_after(x, sides))
         weights = address, (ctypes.c_int64 * 4)(*strides)
-        result = y.data_ptr(), *y.shape[1:3]
+        result = y.data_ptr(), *y.shape[2:]
         self._convolve(self.library.winograd_forward, x, sides, *weights, outputs, *result)
-        return y.permute(0, 3, 1, 2)
+        return y
 
     def convolution_weight_gradient(self, x: Tensor, dy: Tensor, sides: Sequence[int]) -> Tensor:
         """Return the gradient `[O, C, 3, 3]` by the weights."""
-        dy = dy.permute(0, 2, 3, 1).contiguous()
-        high, wide, outputs = dy.shape[1:]
+        dy = _channels_last(dy)
+        outputs, high, wide = dy.shape[1:]
         dw = x.new_empty(outputs, x.shape[1], 3, 3)
         arguments = dy.data_ptr(), outputs, high, wide, dw.data_ptr()
         self._convolve(self.library.winograd_weight, x, sides, *arguments)
@@ -152,9 +151,9 @@ class CPUKernels(Kernels):
 
     def _convolve(self, function: Any, x: Tensor, sides: Sequence[int], *arguments: Any) -> None:
         """Call a function of the library, again if it asks for more scratch."""
-        pixels, threads = x.permute(0, 2, 3, 1).contiguous(), torch.get_num_threads()
+        pixels, threads = _channels_last(x), torch.get_num_threads()
         threads = min(threads, 1 + pixels.numel() // FEW_NUMBERS)
-        images = x.dtype is torch.bfloat16, pixels.data_ptr(), *pixels.shape, sides[2], sides[0]
+        images = x.dtype is torch.bfloat16, pixels.data_ptr(), *_sizes(x), sides[2], sides[0]
         while True:
             memory = self.scratch.memory  # kept: the system hands out much memory slowly
             size = function(*images, *arguments, memory.data_ptr(), memory.numel(), threads)
@@ -167,6 +166,22 @@ def _numbers(settings: BiasActSettings) -> tuple[float, float, float]:
     """Return slope, gain and clamp as the library takes them."""
     slope = {"linear": 1.0, "relu": 0.0, "lrelu": settings.alpha}[settings.act]
     return slope, settings.gain, math.inf if settings.clamp is None else settings.clamp
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _empty(x: Tensor, channels: int, size: Sequence[int]) -> Tensor:
+    """Return memory for images of another size, channels-last."""
+    shape = x.shape[0], channels, *size
+    return torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int, int]:
+    """Return the sizes of images in the order in which they lie in memory."""
+    count, channels, high, wide = x.shape
+    return count, high, wide, channels
 
 
 def _size_after(x: Tensor, sides: Sequence[int]) -> tuple[int, int]:
