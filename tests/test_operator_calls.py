@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.training_loop import train
 
-CEILING = 2600  # of 16x16 networks, one G and one D step without regularisation
+CEILING = 1750  # of 16x16 networks, one G and one D step without regularisation
 
 
 class Counter(TorchDispatchMode):

@@ -144,9 +144,7 @@ def construct(
         trained[name] = {key: param for key, param in named if plugins.trainable(name, key)}
         if not trained[name]:
             raise ValueError(f"no parameter of {name} is left to train; freeze fewer layers")
-        optimizers[name] = torch.optim.Adam(
-            trained[name].values(), fused=True, **adam[name]
-        )
+        optimizers[name] = torch.optim.Adam(trained[name].values(), fused=True, **adam[name])
     return State(G, D, G_ema, optimizers, plugins, loss, dataset, trained=trained), path
 
 
