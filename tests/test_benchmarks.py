@@ -7,6 +7,8 @@ import json
 from click.testing import CliRunner
 
 from benchmarks import __main__ as command
+from benchmarks import methods
+from stylegan2_fewshot.plugin import registry
 
 
 def test_results_are_the_minima_and_are_kept(tmp_path, monkeypatch):
@@ -23,3 +25,34 @@ def test_results_are_the_minima_and_are_kept(tmp_path, monkeypatch):
 def test_what_cannot_be_measured_is_refused():
     outcome = CliRunner().invoke(command.main, ["--what=tiny"])
     assert outcome.exit_code == 2 and "--what must be of ops, pipe, tiny32" in outcome.output
+
+
+def test_a_method_costs_what_it_costs_beside_fine_tuning(monkeypatch):
+    seconds = iter([0.2, 0.3, 0.1, 0.4])
+
+    def run(words):
+        assert ("--ewc-lambda=1" in words) == (len(asked) % 2 == 1)
+        asked.append(words)
+        return {"cpu_sec": next(seconds), "gib": 0.5}
+
+    asked = []
+    monkeypatch.setattr(methods, "run", run)
+    words = ["--only=fine-tuning,mine", "--method=mine=--ewc-lambda=1 --ewc-samples=2"]
+    outcome = CliRunner().invoke(methods.main, words)
+    assert outcome.exit_code == 0, outcome.output
+    assert outcome.stdout.splitlines()[-2:] == [
+        "| fine-tuning | 0.100 | 1.00 | 0.50 | 1.00 |",
+        "| mine | 0.300 | 3.00 | 0.50 | 1.00 |",
+    ]
+
+
+def test_an_unknown_method_is_refused():
+    outcome = CliRunner().invoke(methods.main, ["--only=ewc,nothing"])
+    assert outcome.exit_code == 2 and "--only: there is no nothing" in outcome.output
+    outcome = CliRunner().invoke(methods.main, ["--method=nothing"])
+    assert outcome.exit_code == 2 and "write NAME=--OPTION=VALUE" in outcome.output
+
+
+def test_every_method_is_measured_or_has_a_reason():
+    named = {key for options in methods.METHODS.values() for key in registry() if key in options}
+    assert set(registry()) - named == {"prior"}  # it needs a file of features
