@@ -118,6 +118,7 @@ def measure(iterations: int, words: list[str]) -> Row:
     import train
     from stylegan2_fewshot import distributed
     from training import construction, resolve
+    from training.dataset import IN_MEMORY_BYTES
     from training.phases import Phases, batches
     from training.state import construct
 
@@ -127,6 +128,7 @@ def measure(iterations: int, words: list[str]) -> Row:
     found = resolve.resolve(values)
     device = distributed.init(found.options["device"])
     construction.set_up_torch(found.options)
+    found.dataset.keep_decoded(IN_MEMORY_BYTES)
     state, _ = construct(found.options, found.dataset, device)
     phases = Phases(found.options, state, device)
     start = 0.0
