@@ -43,6 +43,13 @@ METHODS = {
     "APA": "--aug=apa --apa-kimg={p_kimg}",
     "ADA": "--aug=ada --ada-kimg={p_kimg}",
     "Freeze-D": "--aug=noaug --freezed=4",
+    "CDC": "--aug=noaug --cdc-lambda=1000",
+    "tune": "--aug=noaug --tune=affine-bias",
+    "FSGAN": "--aug=noaug --fsgan=GD",
+    "RICK": "--aug=noaug --rick-freeze=40",
+    "AdAM": "--aug=noaug --adam-percentile=50",
+    "DCL": "--aug=noaug --dcl-g=2",
+    "MineGAN": "--aug=noaug --minegan-layers=2",
     "frozen": "--aug=noaug --ewc-lambda=1e12",
 }
 SEEDS = (0, 1, 2, 3, 4)

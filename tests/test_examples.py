@@ -27,6 +27,7 @@ import measures
 import tables
 import trials
 
+import train
 from metrics import detectors
 from training.dataset import ImageDataset
 
@@ -127,6 +128,14 @@ def test_seeds_are_paired_and_have_their_own_ten():
     runs = [few_shot.trial(m, few_shot.METHODS[m], 3, settings) for m in few_shot.DEFAULT]
     assert all("lorelei-32-ten3.zip" in run.options and run.seed == 3 for run in runs)
     assert len({run.folder(Path("out")) for run in runs}) == len(runs)
+
+
+@pytest.mark.parametrize("method", few_shot.METHODS)
+def test_the_methods_options_are_those_of_train_py(method):
+    own = few_shot.METHODS[method].format(p_kimg=0.4, ewc=few_shot.SETTINGS["ewc"])
+    words = [f"--data={ROOT / 'examples/lorelei-ten.zip'}", "--outdir=out", *own.split()]
+    given = train.main.make_context("train.py", words).params
+    assert given["aug"] in ("noaug", "ada", "apa")
 
 
 def test_another_size_is_another_experiment():
