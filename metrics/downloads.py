@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -14,7 +14,7 @@ import requests
 from filelock import FileLock
 
 from stylegan2_fewshot import cache
-from stylegan2_fewshot.files import sha256_of, write_text
+from stylegan2_fewshot.files import sha256_of, without_secrets, write_text
 from stylegan2_fewshot.progress import progress
 
 _ATTEMPTS = 3
@@ -26,7 +26,17 @@ class SourceError(ValueError):
     """A file that cannot be had: the message names it, what happened and what to do."""
 
 
-def fetch(url: str, *, sha256: str | None = None) -> Path:
+def anything(start: bytes) -> str | None:
+    """Find nothing wrong with the first bytes of a file."""
+    return None
+
+
+def fetch(
+    url: str,
+    *,
+    sha256: str | None = None,
+    problem: Callable[[bytes], str | None] = anything,
+) -> Path:
     """Return the local copy of an http(s) URL, downloading it where that is needed.
 
     A download goes to the user's cache (`stylegan2_fewshot.cache`) and is used again from there
@@ -36,30 +46,32 @@ def fetch(url: str, *, sha256: str | None = None) -> Path:
         url: Where the file is.
         sha256: The hash that the file must have, in hexadecimal. Without it, a download's hash is
             noted beside it the first time, and checked against that note whenever it is used.
+        problem: Says what is wrong with a file that begins with these bytes, or None: such a
+            download is thrown away.
 
     Raises:
-        SourceError: The file cannot be downloaded whole, or has another hash.
+        SourceError: The file cannot be downloaded whole, or is another than it should be.
     """
-    path = cache.folder() / _file_name(url)
+    path = copy_of(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     note = _beside(path, ".sha256")
     with FileLock(_beside(path, ".lock")):  # one process downloads, the others wait for it
         if not path.is_file():
             note.unlink(missing_ok=True)
-            _download(url, path, sha256)
+            _download(url, path, sha256, problem)
         noted = note.read_text().split() if note.is_file() else []
         expected = sha256 or (noted[0] if noted else None)
         digest = check_hash(
-            path, expected, source=_without_secrets(url), remedy=f"delete {path} and run again"
+            path, expected, source=without_secrets(url), remedy=f"delete {path} and run again"
         )
         if not noted:
             write_text(note, f"{digest or sha256_of(path)}  {path.name}\n")
     return path
 
 
-def is_downloaded(url: str) -> bool:
-    """Return whether `fetch` would find a URL's copy on this machine."""
-    return (cache.folder() / _file_name(url)).is_file()
+def copy_of(url: str) -> Path:
+    """Return where `fetch` keeps a URL's copy; it may not be there yet."""
+    return cache.folder() / _file_name(url)
 
 
 def _file_name(url: str) -> str:
@@ -67,12 +79,6 @@ def _file_name(url: str) -> str:
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     legible = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-80:]
     return f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{legible}"
-
-
-def _without_secrets(url: str) -> str:
-    """Return a URL for messages: without user, password and query."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _beside(path: Path, suffix: str) -> Path:
@@ -88,22 +94,24 @@ def check_hash(path: Path, expected: str | None, *, source: str, remedy: str) ->
     return digest
 
 
-def _download(url: str, path: Path, sha256: str | None) -> None:
-    part = _beside(path, ".part")
+def _download(
+    url: str, path: Path, sha256: str | None, problem: Callable[[bytes], str | None]
+) -> None:
+    part, name = _beside(path, ".part"), without_secrets(url)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             _continue(url, part)
             break
         except (requests.RequestException, _BrokenOff, _NotTheFile) as error:
             if attempt == _ATTEMPTS or _is_final(error):
-                name = _without_secrets(url)
                 raise SourceError(f"{name}: {_reason(error)}; {_advice(error, path)}") from None
             time.sleep(attempt)
-    name = _without_secrets(url)
     try:
         check_hash(part, sha256, source=name, remedy="check the URL, or the hash that you gave")
-        if _is_web_page(part):
-            raise SourceError(f"{name}: a web page instead of a file; check the URL")
+        with part.open("rb") as file:
+            start = file.read(512)
+        if wrong := _about_web_page(start) or problem(start):
+            raise SourceError(f"{name}: {wrong}; check the URL")
     except SourceError:
         part.unlink()
         raise
@@ -160,10 +168,9 @@ def _fits(headers: Mapping[str, str], start: int, total: int | None, part: Path)
     return tag is None or tag == _beside(part, ".version").read_text()
 
 
-def _is_web_page(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(512).lstrip().lower()
-    return start.startswith((b"<!doctype", b"<html"))
+def _about_web_page(start: bytes) -> str | None:
+    is_page = start.lstrip().lower().startswith((b"<!doctype", b"<html"))
+    return "a web page instead of a file" if is_page else None
 
 
 def _range(part: Path) -> dict[str, str]:

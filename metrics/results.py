@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import os
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from stylegan2_fewshot.files import json_line, write_text
-
-_OTHER_TYPES = (AttributeError, KeyError, TypeError, StopIteration)  # in the place of a dict
+from stylegan2_fewshot.files import json_line, json_lines, write_text
 
 
 def value(result: dict[str, Any]) -> float:
@@ -27,7 +23,7 @@ def is_better(result: dict[str, Any], other: dict[str, Any] | None) -> bool:
         return False
     if other is None or math.isnan(value(other)):
         return True
-    sign = 1 if result["better"] == "higher" else -1
+    sign = 1 if result.get("better") == "higher" else -1
     return sign * value(result) > sign * value(other)
 
 
@@ -52,18 +48,15 @@ def read(folder: str | os.PathLike[str]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(errors="replace") if path.is_file() else ""
-    # Half a line is of a training that is writing or was killed; others are not results, either.
-    found = (_result(line) for line in text.rpartition("\n")[0].splitlines())
-    return [result for result in found if result is not None]
+    return [line for line in json_lines(path) if _is_result(line)]
 
 
-def _result(line: str) -> dict[str, Any] | None:
-    with contextlib.suppress(ValueError, RecursionError, *_OTHER_TYPES):
-        found: dict[str, Any] = json.loads(line)
-        _check(found)
-        return found
-    return None
+def _is_result(line: dict[str, Any]) -> bool:
+    try:
+        _check(line)
+    except (ValueError, AttributeError, KeyError, TypeError, StopIteration):
+        return False
+    return True
 
 
 def _check(line: dict[str, Any]) -> None:

@@ -17,6 +17,8 @@ import torch.distributed as td
 from torch import multiprocessing
 from torch.multiprocessing.spawn import ProcessExitedException
 
+from .files import legible
+
 
 @contextlib.contextmanager
 def passing_on_signals() -> Iterator[list[int]]:
@@ -75,7 +77,7 @@ def _be_rank(
     try:
         work(*arguments)
     except (ValueError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr, flush=True)
+        print(f"Error: {legible(error)}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
 
 

@@ -7,12 +7,14 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 _MOST_REASON = 300  # characters of what a decoder says
+_MOST_DIGITS, _MOST_DEPTH = 20, 50  # of JSON that runs write
 
 
 @contextmanager
@@ -61,6 +63,43 @@ def append_json(path: str | os.PathLike[str], entry: Mapping[str, Any]) -> None:
         stream.write(json_line(entry) + "\n")
 
 
+def json_object(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file; None where there is none that can be read."""
+    try:
+        found = _parsed(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects in a file of lines of JSON; what is something else is passed over.
+
+    Half a line at the end is of a process that is writing, or was killed.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = []
+    for line in text.rpartition("\n")[0].split("\n"):
+        with suppress(ValueError, RecursionError):
+            found.append(_parsed(line))
+    return [entry for entry in found if isinstance(entry, dict)]
+
+
+def _parsed(text: str) -> Any:
+    """Return what JSON says, in which no number is too large and nothing nested too deep to use."""
+    found = json.loads(text, parse_int=lambda n: int(n) if len(n) < _MOST_DIGITS else float(n))
+    _refuse_depth(found, _MOST_DEPTH)
+    return found
+
+
+def _refuse_depth(value: Any, left: int) -> None:
+    if left == 0:
+        raise ValueError("nested too deep")
+    if isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _refuse_depth(inner, left - 1)
+
+
 def json_line(value: Any) -> str:
     """Return a value as strict JSON, with null for numbers that are not finite."""
     return json.dumps(_finite(value), allow_nan=False)
@@ -98,6 +137,16 @@ def printable(text: str) -> str:
         return text
     escaped = (c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return "".join(escaped)
+
+
+def without_secrets(text: str) -> str:
+    """Return text with its URLs cut down to server and path: no user, password or query."""
+    return re.sub(r"(?i)(https?://)(?:[^\s/?#]*@)?([^\s?#]*)\S*", r"\1\2", text)
+
+
+def legible(error: object) -> str:
+    """Return what an error says, as it may be shown: printable lines, and no secrets of URLs."""
+    return "\n".join(map(printable, without_secrets(str(error)).split("\n")))
 
 
 @contextmanager

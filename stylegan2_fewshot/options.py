@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
-from .files import printable
+from .files import legible
 from .plugin import Plugin, find, load_external, registry
 
 _OPTIONS = f"{__name__}.options"
@@ -336,8 +336,7 @@ class Mistake(click.ClickException):
     exit_code = 2
 
     def __init__(self, message: str) -> None:
-        # It may quote a stranger's file names, which must not steer the terminal.
-        super().__init__("\n".join(map(printable, message.split("\n"))))
+        super().__init__(legible(message))
 
 
 def _plugin_options(taken: set[str]) -> list[PluginOption]:

@@ -11,6 +11,7 @@ import struct
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -359,6 +360,10 @@ def _images() -> Iterator[Case]:
     yield "image: nothing", "image", b""
     yield "image: junk", "image", b"\x89PNG\r\n\x1a\n" + bytes(1000)
     text = b"tEXt" + b"a" * 10 + b"\0" + b"x" * 100
+    for kind, start in ((b"zTXt", b"a\0\0"), (b"iCCP", b"a\0\0"), (b"iTXt", b"a\0\1\0\0\0")):
+        body = kind + start + zlib.compress(bytes(1 << 27), 1)
+        chunk = struct.pack(">L", len(body) - 4) + body + struct.pack(">L", zlib.crc32(body))
+        yield f"image: expanding {kind.decode()}", "image", png[:33] + chunk + png[33:]
     yield "image: chunk", "image", png[:33] + struct.pack(">L", 1 << 31) + text + png[33:]
 
 
@@ -421,7 +426,7 @@ def main() -> None:
             told = {
                 "name": name,
                 "reader": reader,
-                "size": len(data),
+                "most": readers.most_bytes(reader, data),
                 "ran": marker.exists(),
                 "file": path.stem,
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickle
@@ -24,7 +25,7 @@ from stylegan2_fewshot.augment import AugmentPipe
 from stylegan2_fewshot.files import refusing
 from stylegan2_fewshot.fisher import file as fisher_file
 from stylegan2_fewshot.methods.prior import instances
-from training import checkpoint, conditions, images, pickles
+from training import archive, checkpoint, conditions, images, pickles
 from training.dataset import ImageDataset
 from training.formats import rosinality, safetensors_file
 from training.networks import Discriminator, Generator
@@ -194,7 +195,17 @@ def path_for(folder: Path, reader: str, data: bytes) -> Path:
     return path
 
 
-def most_bytes(reader: str, size: int) -> int:
-    """Return how much memory reading a file of that size may take at its peak."""
-    believed = 1 << 28 if reader == "dataset" else 0  # what a ZIP may claim that a member has
-    return (64 << 20) + believed + 8 * size
+def most_bytes(reader: str, data: bytes) -> int:
+    """Return how much memory reading a file may take at its peak; docs/files.md states it."""
+    return (64 << 20) + _believed(reader, data) + 8 * len(data)
+
+
+def _believed(reader: str, data: bytes) -> int:
+    """Return the bytes that a header claims, which reading may take, up to the reader's limit."""
+    if reader == "dataset":
+        return archive.MOST_BYTES
+    if reader == "image":
+        with contextlib.suppress(ValueError):
+            header = images.header(data, "")
+            return 16 * header.width * header.height
+    return 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stylegan2_fewshot.files import refusing
-from tests.readers import OURS, most_bytes
+from tests.readers import OURS
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,7 +36,7 @@ def test_hostile_files_are_refused_or_harmless(outcomes):
 
 
 def is_harmless(found):
-    if found["ran"] or found["peak"] > most_bytes(found["reader"], found["size"]):
+    if found["ran"] or found["peak"] > found["most"]:
         return False
     if found["kind"] == "returned":
         return True
@@ -78,7 +78,7 @@ def test_whatever_a_decoder_raises_becomes_one_line_of_ours(error):
 
 
 def test_mutated_files_end_in_our_errors():
-    command = [sys.executable, "-m", "tests.fuzz", "--seconds=5", "--files=300"]
+    command = [sys.executable, "-m", "tests.fuzz", "--files=300"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "0 other exceptions" in ran.stdout

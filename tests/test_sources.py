@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
+from click.testing import CliRunner
 
+import generate
 from metrics import downloads
-from stylegan2_fewshot import cache
-from training import sources
+from stylegan2_fewshot import cache, files
+from training import environment, pickles, sources
 from training.sources import SourceError, fetch
 
-BODY = bytes(range(256)) * 40
+BODY = b"\x80\x04" + bytes(range(256)) * 40
 
 
 class Server(ThreadingHTTPServer):
@@ -105,11 +109,11 @@ def test_a_later_call_goes_on_where_an_earlier_one_gave_up(server, tmp_path):
 
 def test_a_file_that_changed_meanwhile_is_not_patched_together(server, monkeypatch):
     def change(seconds):
-        server.body, server.version = b"new" * 1000, '"2"'
+        server.body, server.version = b"\x80new" * 1000, '"2"'
 
     server.cuts = [1000]
     monkeypatch.setattr(downloads.time, "sleep", change)
-    assert fetch(server.url).read_bytes() == b"new" * 1000
+    assert fetch(server.url).read_bytes() == b"\x80new" * 1000
     assert server.asked == [None, "bytes=1000-"]
 
 
@@ -178,7 +182,7 @@ def test_two_at_once_download_once(server):
 
 def test_short_names_are_urls_of_nvidia(monkeypatch):
     asked = []
-    monkeypatch.setattr(sources, "download", lambda url, sha256: asked.append(url))
+    monkeypatch.setattr(sources, "download", lambda url, **_: asked.append(url))
     fetch("lsundog256")
     server = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/"
     file = "transfer-learning-source-nets/lsundog-res256-paper256-kimg100000-noaug.pkl"
@@ -242,9 +246,48 @@ def test_a_compressed_answer_is_refused(server):
         fetch(server.url)
 
 
-def test_messages_hold_no_credentials(server):
+@pytest.mark.parametrize(
+    "body", [gzip.compress(bytes(1000)), b"Quota exceeded", b'{"error": "denied"}', b""]
+)
+def test_what_is_not_a_network_is_not_kept(server, body):
+    server.body = body
+    with pytest.raises(SourceError, match=r"b\.pkl: not a network file; check the URL"):
+        fetch(server.url)
+    assert not [p for p in cache.folder().iterdir() if p.suffix not in (".lock", ".version")]
+
+
+def test_a_copy_that_turns_out_bad_is_named(server):
+    server.body = b"\x80\x04 junk"
+    for _ in range(2):
+        with pytest.raises(pickles.PickleError) as caught:
+            pickles.load(server.url)
+        (copy,) = (path for path in cache.folder().iterdir() if path.suffix == ".pkl")
+        assert f"(downloaded as {copy}; delete that to download it anew): is " in str(caught.value)
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"\x80\x04 junk"])
+def test_messages_hold_no_credentials(server, body, tmp_path, monkeypatch, capsys):
     secret = server.url.replace("http://", "http://me:secret@").replace("x=1", "token=secret")
-    server.body = b"<html>"
-    with pytest.raises(SourceError) as caught:
-        fetch(secret)
-    assert "secret" not in str(caught.value)
+    server.body = body
+    command = ["generate.py", f"--network={secret}", "--seeds=1", f"--outdir={tmp_path}"]
+    result = CliRunner().invoke(generate.main, command[1:])
+    assert result.exit_code == 2 and "/nets/a%20b.pkl" in result.output
+    monkeypatch.setattr("sys.argv", command)
+    environment.record(tmp_path, torch.device("cpu"))
+    said = capsys.readouterr()
+    written = (tmp_path / environment.FILE).read_text()
+    assert "secret" not in result.output + said.out + said.err + written
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("https://a:b@c/d?e#f; then", "https://c/d then"),
+        ("--resume=HTTP://a@b@c/d@e.pkl", "--resume=HTTP://c/d@e.pkl"),
+        ("https://c?key=x and http://d:80/e", "https://c and http://d:80/e"),
+        ("a@b: 1 ? 2", "a@b: 1 ? 2"),
+    ],
+)
+def test_urls_are_shown_without_secrets(text, seen):
+    assert files.legible(text) == seen

@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from metrics import results
-from stylegan2_fewshot.files import write_text
+from stylegan2_fewshot.files import without_secrets, write_text
 
 from .command import UserPath, command
 from .compare import labels
@@ -121,13 +121,13 @@ class View:
     def facts(self) -> list[tuple[str, str]]:
         """What was trained on what."""
         options = self.run.options
-        data = options.get("dataset", {})
-        plugins = ", ".join(options.get("plugins", {})) or "none"
+        data = options.get("dataset") or {}
+        plugins = ", ".join(options.get("plugins") or {}) or "none"
         state = "finished" if self.run.finished else "not finished"
         total = options.get("total_kimg")
         facts = [
             ("Trained on", Path(str(data.get("path", "unknown"))).name),
-            ("Started from", Path(str(options.get("resume") or "scratch")).name),
+            ("Started from", Path(without_secrets(str(options.get("resume") or "scratch"))).name),
             ("Methods", plugins),
             ("Training", f"{self.run.kimg:g} of {total} kimg, {state}"),
         ]

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from stylegan2_fewshot.files import without_secrets
+
 from . import construction, sources
 from .dataset import ImageDataset
 from .state import construct
@@ -27,7 +29,8 @@ def check(options: Mapping[str, Any], dataset: ImageDataset) -> str:
     """
     resume = options["resume"]
     if resume is not None and not sources.is_here(resume):
-        return f"--resume={resume} is not on this machine yet, so that it is not checked"
+        name = without_secrets(resume)
+        return f"--resume={name} is not on this machine yet, so that it is not checked"
     device = torch.device("cpu" if resume else "meta")
     state, path = construct(options, dataset, device, estimates=False)
     return construction.summary(options, state.dataset, state.G, state.D, path, 0)

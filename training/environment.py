@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stylegan2_fewshot.files import write_text
+from stylegan2_fewshot.files import without_secrets, write_text
 
 FILE = "environment.json"
 
@@ -22,7 +22,7 @@ def describe(device: torch.device) -> dict[str, str]:
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     cpu = f"{os.cpu_count()} CPU cores ({platform.machine()})"
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *map(without_secrets, sys.argv)]),
         "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
         f"NumPy {np.__version__}",
         "machine": f"{platform.system()}, {cpu}" + (f", {gpu}" if gpu else ""),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stylegan2_fewshot import distributed
+from stylegan2_fewshot.files import legible
 from stylegan2_fewshot.ops import select
 from stylegan2_fewshot.plugin import load_external
 
@@ -139,7 +140,7 @@ def _on_rank_0(work: Callable[[], T]) -> T:
         try:
             value = work()
         except (ValueError, OSError) as error:
-            print(f"Error: {error}", file=sys.stderr, flush=True)
+            print(f"Error: {legible(error)}", file=sys.stderr, flush=True)
             failed = True
     value, failed = distributed.gather((value, failed))[0]
     if failed:

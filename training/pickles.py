@@ -73,7 +73,7 @@ def load(path_or_url: str | os.PathLike[str], *, needs: Sequence[str] = NEEDED) 
             hint = "; that is enough to draw images, not to train" if "G_ema" in nets else ""
             raise PickleError(f"holds no {', '.join(missing)}{hint}")
     except PickleError as error:
-        raise PickleError(f"{printable(str(path_or_url))}: {error}") from None
+        raise PickleError(f"{printable(sources.shown(path_or_url))}: {error}") from None
     return NetworkPickle(**dict.fromkeys(NEEDED) | nets, training_set_kwargs=options)
 
 

@@ -14,10 +14,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from stylegan2_fewshot import options as plugin_options
-from stylegan2_fewshot.files import write_text
+from stylegan2_fewshot.files import json_object, without_secrets, write_text
 
 OPTIONS_FILE = "training_options.json"
 FINISHED_FILE = "finished.json"
+_KINDS = {"dataset": dict, "plugins": dict, "given": dict, "metrics": list, "derived": list}
 LOCK_FILE = ".lock"
 NAME_LENGTH = 150  # file systems allow 255 bytes
 SNAPSHOT = re.compile(r"network-snapshot-(\d+)(?:-(\d{3}))?\.pkl")
@@ -133,20 +134,22 @@ def is_finished(run: Path, options: Mapping[str, Any] | None = None) -> bool:
 
     A run that ended for want of patience has, unless the patience is another one now.
     """
-    done = _read(run / FINISHED_FILE)
+    done = json_object(run / FINISHED_FILE)
     if options is None or done is None:
         return done is not None
-    reached = float(done.get("kimg") or 0)
+    reached, wanted = (done.get(key) for key in ("kimg", "total_kimg"))
+    if not (isinstance(reached, (int, float)) and isinstance(wanted, (int, float))):
+        return False
     if reached >= options["total_kimg"]:
         return True
-    gave_up = reached < float(done.get("total_kimg") or 0)
+    gave_up = reached < wanted
     return gave_up and done.get("patience") == options["patience"]
 
 
 def plan(outdir: Path, options: Mapping[str, Any], fresh: bool = False) -> Plan:
     """Return which run is meant: the newest below `outdir` that differs in duration and reports
     alone, unless `fresh`, or else a new one; nothing is written."""
-    known = [] if fresh else [(n, run, _read(run / OPTIONS_FILE)) for n, run in _numbered(outdir)]
+    known = [] if fresh else [(n, run, stored_options(run)) for n, run in _numbered(outdir)]
     runs = [(number, run, stored) for number, run, stored in known if stored is not None]
     for _, run, stored in runs:
         if not differences(stored, options):
@@ -157,7 +160,7 @@ def plan(outdir: Path, options: Mapping[str, Any], fresh: bool = False) -> Plan:
 
 def about_finished(plan: Plan) -> str:
     """Return what to say where the run that a command means has come to its end."""
-    done = _read(plan.run / FINISHED_FILE) if plan.run else None
+    done = json_object(plan.run / FINISHED_FILE) if plan.run else None
     reached = float((done or {}).get("kimg") or 0)
     longer = "--kimg=N trains on"
     if reached < plan.options["total_kimg"]:
@@ -207,9 +210,17 @@ def differences(stored: Mapping[str, Any], options: Mapping[str, Any]) -> list[s
     return [f"{name} ({_shown(old)}, now {_shown(new)})" for name, old, new in pairs]
 
 
+def stored_options(run: Path) -> dict[str, Any] | None:
+    """Return the options in a run directory; None where there are none that can be read."""
+    found = json_object(run / OPTIONS_FILE)
+    if found is None or not all(isinstance(found.get(k) or t(), t) for k, t in _KINDS.items()):
+        return None
+    return found if all(isinstance(name, str) for name in found.get("derived") or ()) else None
+
+
 def command_of(run: Path) -> str:
     """Return the command that a run was started with, as far as it is recorded."""
-    given = (_read(run / OPTIONS_FILE) or {}).get("given") or {}
+    given = (stored_options(run) or {}).get("given") or {}
     words = [f"--outdir={run.parent}"]
     for key, value in given.items():
         flag = f"--{key.replace('_', '-')}"
@@ -234,7 +245,7 @@ def _about_own_source(options: Mapping[str, Any]) -> list[str]:
     """Say what is lost where a run starts from the snapshot of one on the same images."""
     if not options.get("resume") or not (path := Path(options["resume"])).is_file():
         return []
-    stored = _read(path.parent / OPTIONS_FILE) or {}
+    stored = stored_options(path.parent) or {}
     if (stored.get("dataset") or {}).get("path") != options["dataset"]["path"]:
         return []
     return [
@@ -258,15 +269,6 @@ def _numbered(outdir: Path) -> list[tuple[int, Path]]:
     return sorted(((int(m[0]), path) for m, path in matches if m and path.is_dir()), reverse=True)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file; None where there is none that can be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def _flat(value: Any, place: str = "") -> dict[str, Any]:
     """Return the leaves of nested objects by their dotted place; the plugins' order is a leaf."""
     if not isinstance(value, Mapping):
@@ -278,7 +280,7 @@ def _flat(value: Any, place: str = "") -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return "default" if value is None else str(value)
+    return "default" if value is None else without_secrets(str(value))
 
 
 def _short(resume: str) -> str:

@@ -171,7 +171,7 @@ def _forget_after(path: Path, cur_nimg: int) -> None:
 def _nimg_of(line: str) -> float:
     try:
         return float(json.loads(line)["nimg"])
-    except (ValueError, KeyError, TypeError, RecursionError):  # half a line of a run that died
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # half a line
         return float("inf")
 
 

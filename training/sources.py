@@ -6,8 +6,9 @@ import os
 import re
 from pathlib import Path
 
-from metrics.downloads import SourceError, check_hash, is_downloaded
+from metrics.downloads import SourceError, check_hash, copy_of
 from metrics.downloads import fetch as download
+from stylegan2_fewshot.files import without_secrets
 
 NVIDIA = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/transfer-learning-source-nets/"
 SHORT_NAMES = {
@@ -23,8 +24,24 @@ def is_here(path_or_url: str) -> bool:
     """Return whether a network is on this machine, so that nothing has to be downloaded."""
     url = SHORT_NAMES.get(path_or_url, path_or_url)
     if re.match(r"https?://", url):
-        return is_downloaded(url)
+        return copy_of(url).is_file()
     return Path(url).expanduser().is_file()
+
+
+def shown(path_or_url: str | os.PathLike[str]) -> str:
+    """Return a network for messages: a URL without what is secret in it, and with its copy."""
+    text = os.fspath(path_or_url)
+    url = SHORT_NAMES.get(text, text)
+    if re.match(r"https?://", url) and (copy := copy_of(url)).is_file():
+        return f"{without_secrets(text)} (downloaded as {copy}; delete that to download it anew)"
+    return without_secrets(text)
+
+
+def _problem(start: bytes) -> str | None:
+    """Say what is wrong with the first bytes of a network of any format; a gzip, for instance."""
+    is_pickle, is_zip = start[:1] == b"\x80", start[:4] == b"PK\x03\x04"
+    is_safetensors = start[6:9] == b"\0\0{"  # a header of less than 2^48 bytes, then JSON
+    return None if is_pickle or is_zip or is_safetensors else "not a network file"
 
 
 def fetch(path_or_url: str | os.PathLike[str], *, sha256: str | None = None) -> Path:
@@ -40,7 +57,7 @@ def fetch(path_or_url: str | os.PathLike[str], *, sha256: str | None = None) -> 
     text = os.fspath(path_or_url)
     url = SHORT_NAMES.get(text, text)
     if re.match(r"https?://", url):
-        return download(url, sha256=sha256)
+        return download(url, sha256=sha256, problem=_problem)
     path = Path(text).expanduser()
     if not path.is_file():
         raise SourceError(

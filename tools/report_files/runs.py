@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import metrics
+from stylegan2_fewshot.files import json_lines, json_object
+from training.run_dir import OPTIONS_FILE, stored_options
+
 Series = list[tuple[float, float]]  # kimg, value
 
-OPTIONS, ENVIRONMENT = "training_options.json", "environment.json"
+ENVIRONMENT = "environment.json"
 OWN = ("Loss", "Timing", "Resources")  # the loop's statistics; all others are plugins'
 
 
@@ -60,20 +63,15 @@ def read(folder: Path) -> Run:
     Raises:
         ValueError: It is none.
     """
-    options = _json(folder / OPTIONS)
-    if not isinstance(options, dict):
-        raise ValueError(f"{folder}: not a run directory (no readable {OPTIONS}); name one")
+    if (options := stored_options(folder)) is None:
+        raise ValueError(f"{folder}: not a run directory (no readable {OPTIONS_FILE}); name one")
     reals = folder / "reals.png"
     return Run(
         path=folder.resolve(),
         options=options,
-        environment=_json(folder / ENVIRONMENT) or {},
+        environment=json_object(folder / ENVIRONMENT) or {},
         stats=_stats(folder / "stats.jsonl"),
-        metrics={
-            path.stem.removeprefix("metric-"): found
-            for path in sorted(folder.glob("metric-*.jsonl"))
-            if (found := _results(path))
-        },
+        metrics=_metrics(folder),
         grids=_grids(folder),
         reals=reals if reals.is_file() else None,
         finished=(folder / "finished.json").is_file(),
@@ -82,7 +80,9 @@ def read(folder: Path) -> Run:
 
 def _stats(path: Path) -> dict[str, Series]:
     series: dict[str, Series] = {}
-    for line in _lines(path):
+    for line in json_lines(path):
+        if not isinstance(line.get("nimg"), (int, float)):
+            continue
         for name, moments in line.items():
             if isinstance(moments, dict) and isinstance(moments.get("mean"), (int, float)):
                 point = (line["nimg"] / 1000, float(moments["mean"]))
@@ -90,10 +90,12 @@ def _stats(path: Path) -> dict[str, Series]:
     return series
 
 
-def _results(path: Path) -> list[dict[str, Any]]:
-    """Return results by kimg; of a snapshot that was measured twice the later one."""
-    usable = (x for x in _lines(path) if x.get("results") and x.get("kimg") is not None)
-    return [x for _, x in sorted({x["kimg"]: x for x in usable}.items())]
+def _metrics(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    known = {
+        name: [result for result in found if result.get("kimg") is not None]
+        for name, found in metrics.read(folder).items()
+    }
+    return {name: found for name, found in known.items() if found}
 
 
 def _grids(folder: Path) -> dict[float, Path]:
@@ -103,23 +105,3 @@ def _grids(folder: Path) -> dict[float, Path]:
         if match := re.fullmatch(r"fakes(\d+)(?:-(\d{3}))?\.png", path.name):
             found[float(match[1]) + int(match[2] or 0) / 1000] = path
     return found
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file that a training may be writing: half a line is none."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict):
-            found.append(entry)
-    return [x for x in found if "nimg" in x or "kimg" in x]
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

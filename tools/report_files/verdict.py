@@ -189,7 +189,7 @@ def best(metrics: dict[str, list[dict[str, Any]]]) -> Best | None:
     for results in filter(None, metrics.values()):
         name = next(iter(results[0]["results"]))
         sign = 1 if results[0].get("better") == "higher" else -1
-        values = [(float(r["results"].get(name, math.nan)), float(r["kimg"])) for r in results]
+        values = [(_number(r["results"].get(name)), float(r["kimg"])) for r in results]
         known = [(value, kimg) for value, kimg in values if math.isfinite(value)]
         if len(known) > 1:
             value, kimg = max(known, key=lambda pair: (sign * pair[0], -pair[1]))
@@ -197,6 +197,10 @@ def best(metrics: dict[str, list[dict[str, Any]]]) -> Best | None:
             loss = sign * (value - last) / max(abs(value), 1e-12)
             return Best(name, kimg, value, last, loss)
     return None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _since(series: Series, holds: Callable[[float], bool]) -> float | None:
