@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import generate
+import train
 from metrics import Trust, registry
 from metrics import __main__ as metrics_command
 from stylegan2_fewshot import Run, Step, files, fisher
@@ -230,6 +231,21 @@ def test_one_image_has_nothing_to_be_told_from(features, tiny_data):
     with pytest.raises(ValueError, match="one image has nothing to be told from; add images"):
         Prior(prior=str(features)).condition(one)
     assert Prior(prior=str(features), center=False).condition(one).label_dim == DIM
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_features_that_are_not_finite_are_refused(tiny_data, tmp_path, number):
+    vectors = instances.unit(torch.randn(2, 8, DIM))
+    vectors[1, 3, 0] = number
+    names = {name: instances.digest(data) for name, data in ImageDataset(tiny_data).files()}
+    meta = {"backbone": "vgg16", "backbone_sha256": "0" * 64, "resize": "", "files": names}
+    path = tmp_path / "bad.npz"
+    instances.save(path, Instances(vectors, meta))
+    arguments = [f"--data={tiny_data}", f"--outdir={tmp_path}/runs", "--metrics=none"]
+    result = CliRunner().invoke(train.main, [*arguments, f"--prior={path}"])
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1, result.output
+    assert "bad.npz: not a file of features (its numbers are not finite" in result.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_from_scratch_d_has_an_unconditional_term(options):

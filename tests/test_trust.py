@@ -14,7 +14,7 @@ from PIL import Image
 
 import generate
 import train
-from metrics import Trust, detectors
+from metrics import Trust, backbones, detectors, weights
 from metrics.__main__ import main as metrics_main
 from stylegan2_fewshot.methods.prior import instances
 from stylegan2_fewshot.methods.prior.instances import Instances
@@ -167,3 +167,28 @@ def test_exported_programs_are_not_read(tmp_path, monkeypatch, name):
     Path("net.pt2").write_bytes(b"PK\x03\x04")
     with pytest.raises(ValueError, match=r"net\.pt2: files of torch\.export are not read"):
         detectors.load(name, trust=Trust(everything=True))
+
+
+PINNED = [detectors.MOBILENETV2, detectors.RESNET50_SSL, detectors.INCEPTION]
+PINNED += [*detectors.CONVOLUTIONS.values(), *detectors.HEADS.values(), *detectors.BOTH.values()]
+
+
+@pytest.mark.parametrize("file", PINNED, ids=lambda file: file.name)
+def test_weights_of_another_hash_are_not_looked_into(canary, tmp_path, monkeypatch, file):
+    """Neither torch nor pickle sees a byte of a file that is not the one whose hash is known."""
+
+    def never(*_, **__):
+        raise AssertionError("a file was interpreted before its hash was known")
+
+    for module, name in ((torch, "load"), (torch.jit, "load"), (backbones, "read_arrays")):
+        monkeypatch.setattr(module, name, never)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / file.name).write_bytes(b"\x80\x02c__builtin__\nbytearray\n.")
+    with pytest.raises(
+        weights.DetectorMissing, match=rf"{file.name}: SHA-256 must be {file.sha256}"
+    ):
+        weights.obtain((file,))
+    used = {"inception-2015-12-05.pt": "inception", "mobilenet_v2-b0353104.pth": "mobilenetv2"}
+    if name := used.get(file.name):
+        with pytest.raises(weights.DetectorMissing, match="SHA-256 must be"):
+            detectors.load(name)

@@ -263,7 +263,7 @@ def untrained_classes(nets: NetworkPickle) -> set[int]:
     What the label's embedding has for such a class never had a gradient, so that G and its average
     still agree in it to the last bit, though they differ in the other classes.
     """
-    if nets.G.c_dim == 0:
+    if nets.G is None or nets.G.c_dim == 0:
         return set()
     one, average = (net.mapping.embed.weight.cpu() for net in (nets.G, nets.G_ema))
     if one.shape != average.shape:

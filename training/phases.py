@@ -137,6 +137,22 @@ def batches(
     )
 
 
+def about_loading(error: Exception) -> str | None:
+    """Return what to say of an error in the processes that load images; None of any other.
+
+    When one is killed, PyTorch says so, or else what it was handing over breaks off.
+    """
+    text = str(error)
+    if text.startswith("Caught ") and isinstance(error, (ValueError, OSError)):
+        return text.rstrip().rpartition("\n")[2].partition(": ")[2]  # after a traceback of theirs
+    if "DataLoader worker" in text or isinstance(error, (ConnectionError, EOFError)):
+        return (
+            f"a process that loads images died ({text.partition('. ')[0]}); the same command "
+            "resumes from the last checkpoint, --workers=0 does without such processes"
+        )
+    return None
+
+
 def labels_of(dataset: ImageDataset, indices: Sequence[int]) -> Tensor:
     """Return the labels `[N, label_dim]` of items of a data set."""
     return torch.from_numpy(np.stack([dataset.get_label(i) for i in indices])).float()

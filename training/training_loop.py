@@ -18,7 +18,7 @@ from stylegan2_fewshot import adaptive, distributed, stats
 from . import checkpoint, construction, inputs, memory, run_log, sources
 from .clock import Clock, tick
 from .dataset import IN_MEMORY_BYTES, ImageDataset
-from .phases import Phases, batches
+from .phases import Phases, about_loading, batches
 from .run_dir import finish, is_finished, snapshots
 from .snapshots import Snapshots
 from .state import State, construct
@@ -89,11 +89,8 @@ def train(
         run.leave_something(error)
         if memory.is_exhausted(error):
             raise ValueError(memory.advice(options)) from error
-        if "DataLoader worker" in str(error):
-            raise ValueError(
-                f"a process that loads images died ({str(error).split('. ')[0]}); the same command "
-                "resumes from the last checkpoint, --workers=0 does without such processes"
-            ) from error
+        if words := about_loading(error):
+            raise ValueError(words) from error
         raise
 
 
