@@ -96,7 +96,7 @@ def _pool(options: dict[str, Any], c_dim: int) -> metrics.Pool | None:
         raise ValueError(f"--prior-sample={sampling}: no file .prior.npz beside the network")
     if instances is None:
         return None
-    return metrics.Pool(conditions.pool(instances.vectors, sampling or "train"))
+    return metrics.Pool(conditions.pool(instances, sampling or "train"))
 
 
 def _datasets(

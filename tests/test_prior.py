@@ -23,7 +23,7 @@ from metrics import __main__ as metrics_command
 from stylegan2_fewshot import Run, Step, files, fisher
 from stylegan2_fewshot.fisher import file as fisher_file
 from stylegan2_fewshot.methods.ewc import EWC
-from stylegan2_fewshot.methods.prior import Prior, instances
+from stylegan2_fewshot.methods.prior import Prior, clusters, instances
 from stylegan2_fewshot.methods.prior.instances import Instances, companion
 from stylegan2_fewshot.options import describe
 from stylegan2_fewshot.plugin import labels_beside
@@ -373,17 +373,63 @@ def test_run_directories_are_named_without_the_path():
     ("sampling", "number"), [("train", 20), ("mixup", 1000), ("kmeans", 10), ("gmm", 1000)]
 )
 def test_sampled_conditions(sampling, number):
-    pytest.importorskip("sklearn")
     centres = instances.unit(torch.randn(2, 5, generator=torch.Generator().manual_seed(0)))
     near = centres.repeat_interleave(10, 0) + 0.01 * torch.randn(20, 5)
-    vectors = instances.unit(near)
-    pool = conditions.pool(vectors, sampling)
+    kept = instances.Instances(instances.unit(near), {})
+    pool = conditions.pool(kept, sampling)
     assert pool.shape == (number, 5) and pool.dtype == torch.float32
     torch.testing.assert_close(pool.norm(dim=1), torch.ones(number))
-    assert torch.equal(pool, conditions.pool(vectors, sampling))
+    assert torch.equal(pool, conditions.pool(kept, sampling))
     close = (pool @ centres.T).max(1).values > 0.99
     assert close.float().mean() > (0.4 if sampling == "mixup" else 0.99)
     assert (not close.all()) == (sampling == "mixup")
+
+
+def test_clusters_by_hand():
+    points = torch.tensor([[0.0, 0], [0, 2], [10, 0], [10, 2], [10, 4]]).double()
+    rng = torch.Generator().manual_seed(0)
+    found = clusters.kmeans(points, 2, rng)
+    assert sorted(found.tolist()) == [[0, 1], [10, 2]]
+    weights, means, variances = clusters.mixture(points, 2, rng)
+    order = means[:, 0].argsort()
+    torch.testing.assert_close(weights[order], torch.tensor([0.4, 0.6]).double())
+    torch.testing.assert_close(means[order], torch.tensor([[0.0, 1], [10, 2]]).double())
+    want = torch.tensor([[clusters.FLOOR, 1], [clusters.FLOOR, 8 / 3]]).double()
+    torch.testing.assert_close(variances[order], want)
+    alike = clusters.fitted(torch.ones(8, 2))  # fewer different points than clusters
+    assert torch.equal(alike.centres, torch.ones(4, 2)) and alike.means.isfinite().all()
+
+
+def test_the_mixture_is_as_likely_as_that_of_sklearn():
+    mixtures = pytest.importorskip("sklearn.mixture")
+    rng = torch.Generator().manual_seed(1)
+    points = torch.randn(300, 3, generator=rng).double()
+    points += torch.tensor([[-4.0, 0, 0], [0, 3, 0], [5, 5, 5]]).repeat(100, 1)
+    theirs = mixtures.GaussianMixture(3, covariance_type="diag", n_init=3, random_state=0)
+    best = theirs.fit(points.numpy()).score(points.numpy())
+    weights, means, variances = clusters.mixture(points, 3, rng)
+    parts = torch.distributions.Independent(torch.distributions.Normal(means, variances.sqrt()), 1)
+    ours = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(weights), parts)
+    assert ours.log_prob(points).mean().item() == pytest.approx(best, abs=1e-3)
+
+
+def test_clusters_are_of_all_conditions_also_where_few_are_kept(
+    tiny_data, features, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(instances, "MOST_CONDITIONS", 3)
+    plugin = Prior(prior=str(features))
+    dataset = plugin.condition(ImageDataset(tiny_data, xflip=True))
+    plugin.snapshot(tmp_path / "network.pkl")
+    kept = instances.beside(tmp_path / "network.pkl")
+    everything = torch.stack([torch.from_numpy(dataset.get_label(i)) for i in range(16)])
+    assert len(kept.vectors) == 3
+    for name, value in vars(clusters.fitted(everything)).items():
+        assert torch.equal(getattr(kept.clusters, name), value), name
+    assert torch.equal(conditions.pool(kept, "kmeans"), instances.unit(kept.clusters.centres))
+    broken = replace(kept, clusters=replace(kept.clusters, weights=torch.ones(5)))
+    instances.save(tmp_path / "broken.npz", broken)
+    with pytest.raises(ValueError, match="not a file of features"):
+        instances.load(tmp_path / "broken.npz")
 
 
 def test_a_strip_between_two_conditions():

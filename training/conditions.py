@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from metrics import detectors
-from stylegan2_fewshot.methods.prior import instances
+from stylegan2_fewshot.methods.prior import clusters, instances
 from stylegan2_fewshot.methods.prior.instances import Instances, unit
 from stylegan2_fewshot.trust import NOBODY, Trust
 
@@ -21,8 +21,6 @@ from . import images, sources
 
 SAMPLINGS = ("train", "mixup", "kmeans", "gmm")
 POOL = 1000  # conditions drawn where a sampling has no number of its own
-MOST_CENTRES = 64
-MOST_COMPONENTS = 16
 _SEED = 0
 
 
@@ -46,40 +44,27 @@ def beside(network: str | os.PathLike[str], c_dim: int | None = None) -> Instanc
     return found
 
 
-def pool(vectors: Tensor, sampling: str) -> Tensor:
+def pool(kept: Instances, sampling: str) -> Tensor:
     """Return conditions `[M, F]` of unit length to draw from, the same ones every time.
 
     Mangla et al., WACV 2022 (arXiv 2012.04256), section 3.
 
     Args:
-        vectors: Conditions `[N, F]` seen in training.
+        kept: The network's companion, with conditions seen in training.
         sampling: `train`: those themselves; `mixup`: points between two of them; `kmeans`: the
-            centres of clusters; `gmm`: draws from a mixture of Gaussians.
+            centres of clusters; `gmm`: draws from a mixture of Gaussians, both of all conditions
+            of the training.
     """
-    rng = np.random.RandomState(_SEED)
+    vectors, rng = kept.vectors, np.random.RandomState(_SEED)
     if sampling == "train":
         return vectors
     if sampling == "mixup":
         one, two = (vectors[rng.randint(len(vectors), size=POOL)] for _ in range(2))
         return unit(torch.lerp(one, two, torch.from_numpy(rng.rand(POOL, 1)).float()))
-    fitted = _centres(vectors) if sampling == "kmeans" else _draws(vectors)
-    return unit(torch.from_numpy(fitted).float())
-
-
-def _centres(vectors: Tensor) -> np.ndarray:
-    from sklearn.cluster import KMeans
-
-    count = min(MOST_CENTRES, (len(vectors) + 1) // 2)
-    return KMeans(count, n_init=4, random_state=_SEED).fit(vectors.numpy()).cluster_centers_
-
-
-def _draws(vectors: Tensor) -> np.ndarray:
-    from sklearn.mixture import GaussianMixture
-
-    count = max(1, min(MOST_COMPONENTS, len(vectors) // 4))
-    # In double precision: the default regularisation is too small for float32.
-    mixture = GaussianMixture(count, covariance_type="diag", random_state=_SEED)
-    return mixture.fit(vectors.double().numpy()).sample(POOL)[0]
+    found = kept.clusters or clusters.fitted(vectors)  # a file from before has none
+    if sampling == "kmeans":
+        return unit(found.centres)
+    return unit(found.draws(POOL, torch.Generator().manual_seed(_SEED)))
 
 
 def between(one: Tensor, two: Tensor, steps: int) -> Tensor:

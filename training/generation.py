@@ -297,7 +297,7 @@ def _of_prior(
                 f"--network={network}: no file .prior.npz beside it, so no --prior-..."
             )
         if sampling:
-            pool = conditions.pool(instances.vectors, sampling)
+            pool = conditions.pool(instances, sampling)
             return lambda seed: pool[seed_of("prior", seed) % len(pool)][None]
         c = conditions.of_images(images, instances, G, **backbone)
     except ValueError as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ...plugin import Plugin, Run, register
+from .clusters import fitted
 from .instances import (
     Instances,
     beside,
@@ -18,6 +20,7 @@ from .instances import (
     permuted,
     rows_of,
     save,
+    some,
 )
 from .projection import add_unconditional_term
 
@@ -29,9 +32,9 @@ class Prior(Plugin):
     Mangla et al., WACV 2022 (arXiv 2012.04256). The label of an image is its feature vector, less
     the mean over the images in use, so that what comes out is an ordinary conditional network. An
     unconditional source is widened, and its images and logits are the same at first; from scratch,
-    D has the paper's unconditional term. Beside every
-    snapshot lies what sampling needs, as `*.prior.npz`: conditions seen in training, at most 1000,
-    and that mean.
+    D has the paper's unconditional term. Beside every snapshot lies what sampling needs, as
+    `*.prior.npz`: conditions seen in training, at most 1000, that mean, and clusters of all
+    conditions: their centres, and a mixture of Gaussians.
 
     Args:
         prior: File of `python -m tools.features`, of these training images.
@@ -47,7 +50,8 @@ class Prior(Plugin):
     ) -> None:
         super().__init__()
         self.prior, self.center, self.permute = prior, center, permute
-        self._conditions: Instances | None = None
+        self._conditions: Instances | None = None  # all of them
+        self._kept: Instances | None = None  # what lies beside a snapshot
 
     @classmethod
     def labels_beside(cls, network: Path) -> Tensor | None:
@@ -75,6 +79,7 @@ class Prior(Plugin):
         conditioned = dataset.with_labels(labels_of(dataset, of_files.vectors, shown))
         meta = {key: value for key, value in features.meta.items() if key != "files"}
         self._conditions = Instances(conditions_of(conditioned), meta, of_files.center)
+        self._kept = None
         return conditioned
 
     def setup(self, run: Run) -> None:
@@ -94,4 +99,8 @@ class Prior(Plugin):
 
     def snapshot(self, path: Path) -> None:
         if self._conditions is not None:
-            save(companion(path), self._conditions)
+            if self._kept is None:  # at the first snapshot, on the rank that writes
+                everything = self._conditions
+                kept, found = some(everything.vectors), fitted(everything.vectors)
+                self._kept = replace(everything, vectors=kept, clusters=found)
+            save(companion(path), self._kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ... import stamped
 from ...files import refusing
+from .clusters import Clusters
 
 MOST_CONDITIONS = 1000
 _COMMAND = "python -m tools.features"
@@ -30,11 +31,13 @@ class Instances:
         meta: `backbone`, `backbone_sha256` and `resize`, and, of a data set, `files`: the SHA-256
             of each file by name, in the order of the vectors.
         center: `[F]`, what was subtracted to make conditions of features; None: they are features.
+        clusters: Those of all conditions of a training, of which `vectors` may be a part.
     """
 
     vectors: Tensor
     meta: dict[str, Any]
     center: Tensor | None = None
+    clusters: Clusters | None = None
 
     def as_conditions(
         self, rows: Sequence[int] | None = None, *, mirrored: bool = True, centered: bool = True
@@ -69,6 +72,7 @@ def unit(vectors: Tensor) -> Tensor:
 def save(path: Path, instances: Instances) -> None:
     """Write features or conditions; the file is complete or absent."""
     tensors = {"vectors": instances.vectors, "center": instances.center}
+    tensors |= vars(instances.clusters) if instances.clusters else {}
     stamped.write(path, {k: v for k, v in tensors.items() if v is not None}, instances.meta)
 
 
@@ -81,7 +85,9 @@ def load(path: Path) -> Instances:
     remedy = f"make it with {_COMMAND}"
     tensors, meta = stamped.read(path, "file of features", remedy)
     with refusing(path, "not a file of features", remedy):
-        found = Instances(tensors["vectors"], meta, tensors.get("center"))
+        parts = {part.name: tensors[part.name] for part in fields(Clusters) if part.name in tensors}
+        clusters = Clusters(**parts) if parts else None
+        found = Instances(tensors["vectors"], meta, tensors.get("center"), clusters)
         _check(found)
     return found
 
@@ -100,9 +106,29 @@ def _check(found: Instances) -> None:
     width = found.vectors.shape[-1:]
     if not fits or not all(width) or (found.center is not None and found.center.shape != width):
         raise ValueError(f"its vectors are of shape {list(found.vectors.shape)}")
-    for tensor in (found.vectors, found.center):
+    clusters = vars(found.clusters) if found.clusters else {}
+    if clusters and not _fit(found.clusters, width):
+        raise ValueError("its clusters are not of its conditions")
+    for tensor in (found.vectors, found.center, *clusters.values()):
         if tensor is not None and not (tensor.dtype is torch.float32 and tensor.isfinite().all()):
             raise ValueError("its numbers are not finite, or not of type float32")
+
+
+def _fit(clusters: Clusters | None, width: torch.Size) -> bool:
+    """Return whether clusters are such as `clusters.fitted` gives, of vectors `[..., width]`."""
+    if clusters is None:
+        return True
+    count = clusters.weights.shape
+    shapes = (clusters.means.shape, clusters.variances.shape)
+    return (
+        len(count) == 1
+        and shapes == ((*count, *width),) * 2
+        and clusters.centres.dim() == 2
+        and clusters.centres.shape[1:] == width
+        and len(clusters.centres) > 0
+        and bool((clusters.variances >= 0).all() and (clusters.weights >= 0).all())
+        and bool(clusters.weights.sum() > 0)
+    )
 
 
 def companion(network: Path) -> Path:
@@ -162,6 +188,11 @@ def permuted(rows: Mapping[str, int]) -> dict[str, int]:
 
 
 def conditions_of(dataset: Any) -> Tensor:
-    """Return the labels `[M, F]` of a data set, or of a random part of it if there are many."""
-    chosen = np.random.RandomState(0).permutation(len(dataset))[:MOST_CONDITIONS]
-    return torch.from_numpy(np.stack([dataset.get_label(int(i)) for i in sorted(chosen)]))
+    """Return the labels `[N, F]` of a data set."""
+    return torch.from_numpy(np.stack([dataset.get_label(i) for i in range(len(dataset))]))
+
+
+def some(vectors: Tensor) -> Tensor:
+    """Return vectors `[N, F]`, or a random part of them if there are many."""
+    chosen = np.random.RandomState(0).permutation(len(vectors))[:MOST_CONDITIONS]
+    return vectors[sorted(chosen)]
