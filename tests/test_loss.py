@@ -48,3 +48,28 @@ def test_regularisation_alone_reports_no_loss():
     c = torch.zeros(3, 0)
     loss.accumulate_gradients("Dreg", torch.rand(3, 3, 4, 4), c, torch.randn(3, 5), c)
     assert "Loss/D/loss" not in stats.collect()
+
+
+def test_style_mixing_is_one_draw_a_batch():
+    seen, layers = [], 4
+
+    def keep(ws):
+        seen.append(ws.detach())
+        return synthesis(ws)
+
+    def widely(z, c, skip_w_avg_update=False):
+        return z[:, None].repeat(1, layers, 1)
+
+    loss = StyleGAN2Loss(torch.device("cpu"), widely, keep, MeanOf(), style_mixing_prob=0.5)
+    z, c = torch.randn(6, 5), torch.zeros(6, 0)
+    for seed in range(40):
+        torch.manual_seed(seed)
+        loss.accumulate_gradients("Dmain", torch.rand(6, 3, 4, 4), c, z, c)
+    firsts = set()
+    for ws in seen:
+        other = (ws != z[:, None]).any(2)  # [N, layers]: which are of second latents
+        assert (other == other[0]).all()  # those of all samples, or of none
+        pattern = other[0].tolist()
+        assert pattern == sorted(pattern)  # from one layer on
+        firsts.add(pattern.index(True) if any(pattern) else None)
+    assert firsts == {None, 1, 2, 3}
