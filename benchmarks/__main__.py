@@ -18,6 +18,7 @@ from stylegan2_fewshot.files import write_text
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = Path(__file__).resolve().parent.parent
 WHAT = ("ops", "pipe", "tiny32", "demo64", "train64", "train256", "train1024")
+KERNELS = ("convolution", "upfirdn2d", "bias_act")  # the CPU's
 Values = dict[str, float]
 
 
@@ -28,6 +29,11 @@ Values = dict[str, float]
 @click.option("--nhwc", is_flag=True, help="Channels last in layers of reduced precision.")
 @click.option("--augment", is_flag=True, help="ADA's pipe of bgc at p = 0.2.")
 @click.option("--ops", type=click.Choice(["auto", "cuda", "torch"]), default="auto")
+@click.option("--without", type=click.Choice(KERNELS), help="Leave this kernel of the CPU out.")
+@click.option("--avx2", is_flag=True, help="As on a processor with AVX2, but not AVX-512.")
+@click.option("--batch", type=click.IntRange(min=1), help="Images.  [default: the case's own]")
+@click.option("--cpu-time", is_flag=True, help="The processor's seconds, for a busy machine.")
+@click.option("--variants", is_flag=True, help="Also PyTorch alone, and without each kernel.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the CPU.  [default: all]")
 @click.option("--rounds", type=click.IntRange(min=1), default=2, help="Processes per row.")
 @click.option("--reps", type=click.IntRange(min=1), default=3, help="Timed calls per process.")
@@ -39,13 +45,19 @@ Values = dict[str, float]
     help="Write results here.",
 )
 def main(
-    what: str, device: str, rounds: int, against: str | None, json_path: Path | None, **options: Any
+    what: str,
+    device: str,
+    rounds: int,
+    against: str | None,
+    json_path: Path | None,
+    variants: bool,
+    **options: Any,
 ) -> None:
     """Print a table of operations, generator, training phases, sec/kimg and peak memory.
 
     Values are minima over all rounds; seconds, but for sec/kimg and GiB. With --against, the
-    original in that folder is measured in turn with this code, and the ratio of the minima is how
-    many times faster, or smaller, this code is.
+    original in that folder is measured in turn with this code, with --variants this code without
+    its kernels too; a ratio of minima is how many times faster, or smaller, this code is.
     """
     import torch
 
@@ -53,7 +65,12 @@ def main(
     if json_path:  # what cannot be written shows before it is measured
         json_path.parent.mkdir(parents=True, exist_ok=True)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    sides = {"ours": str(ROOT)} | ({"original": against} if against else {})
+    sides: dict[str, list[str]] = {"ours": [f"--root={ROOT}"]}
+    if variants:
+        sides["PyTorch"] = [*sides["ours"], "--ops=torch"]
+        sides |= {f"no {name}": [*sides["ours"], f"--without={name}"] for name in KERNELS}
+    if against:
+        sides["original"] = [f"--root={against}"]
     arguments = [f"--device={device}", *as_arguments(options)]
     chip = torch.cuda.get_device_name() if device == "cuda" else processor()
     today = datetime.date.today().isoformat()
@@ -63,8 +80,8 @@ def main(
     for name in names:
         best: dict[str, Values] = {side: {} for side in sides}
         for _ in range(rounds):
-            for side, root in sides.items():  # in turn, so that both meet the same machine
-                merge(best[side], run(root, [f"--what={name}", *arguments]))
+            for side, own in sides.items():  # in turn, so that all meet the same machine
+                merge(best[side], run([f"--what={name}", *arguments, *own]))
         results[name] = best
         click.echo(table(name, best))
     if json_path:
@@ -82,15 +99,16 @@ def split(what: str) -> list[str]:
 
 def as_arguments(options: dict[str, Any]) -> list[str]:
     """Return options as the worker takes them: flags bare, and no None."""
+    options = {name.replace("_", "-"): value for name, value in options.items()}
     flags = [f"--{name}" for name, value in options.items() if value is True]
     values = {n: v for n, v in options.items() if v is not None and not isinstance(v, bool)}
     return flags + [f"--{name}={value}" for name, value in values.items()]
 
 
-def run(root: str, arguments: list[str]) -> Values:
+def run(arguments: list[str]) -> Values:
     """Return one process's measurements; its notes and errors go to stderr."""
-    command = [sys.executable, str(WORKER), f"--root={root}", *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=root)
+    command = [sys.executable, str(WORKER), *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise click.ClickException(f"the measurement ended with {done.returncode}: {command}")
     values: Values = {}
@@ -109,12 +127,12 @@ def merge(best: Values, values: Values) -> None:
 
 
 def table(name: str, best: dict[str, Values]) -> str:
-    lines = [f"\n{name:44}" + "".join(f"{side:>12}" for side in best)]
-    lines[0] += f"{'ratio':>8}" if len(best) > 1 else ""
-    for row in best["ours"]:
-        values = [side[row] for side in best.values()]
-        ratio = f"{values[1] / values[0]:8.2f}" if len(values) > 1 else ""
-        lines.append(f"{row:44}" + "".join(f"{value:12.5g}" for value in values) + ratio)
+    first, *others = best
+    lines = [f"\n{name:44}{first:>12}" + "".join(f"{side:>15}{'ratio':>8}" for side in others)]
+    for row, value in best[first].items():
+        rest = (best[side][row] for side in others)
+        ratios = "".join(f"{other:15.5g}{other / value:8.2f}" for other in rest)
+        lines.append(f"{row:44}{value:12.5g}{ratios}")
     return "\n".join(lines + shares(best["ours"]))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -50,6 +51,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--nhwc", action="store_true")
     parser.add_argument("--augment", action="store_true")
     parser.add_argument("--ops", default="auto")
+    parser.add_argument("--without", help="of the CPU's kernels: convolution, upfirdn2d, bias_act")
+    parser.add_argument("--avx2", action="store_true", help="as on processors without AVX-512")
+    parser.add_argument("--cpu-time", action="store_true", help="count the processor's seconds")
+    parser.add_argument("--batch", type=int, help="in place of the case's own")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--reps", type=int, default=3)
     return parser.parse_args()
@@ -57,6 +62,10 @@ def parse() -> argparse.Namespace:
 
 args = parse()
 sys.path[0] = args.root  # in place of this folder
+clock = time.process_time if args.cpu_time else time.perf_counter
+if args.avx2:  # PyTorch and its libraries read these when they are loaded
+    os.environ["ATEN_CPU_CAPABILITY"] = "avx2"
+    os.environ |= dict.fromkeys(("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"), "AVX2")
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -74,10 +83,10 @@ def seconds(fn: Callable[[], object]) -> float:
     times = []
     for _ in range(args.reps + 1):
         synchronize()
-        start = time.perf_counter()
+        start = clock()
         fn()
         synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return min(times[1:])
 
 
@@ -96,11 +105,23 @@ def set_up() -> None:
         from stylegan2_fewshot.ops import select
 
         emit(note=select(args.ops, DEVICE))
+        if DEVICE.type == "cpu" and args.ops != "torch" and (args.avx2 or args.without):
+            select_part_of_kernels()
         return
     if args.precision == "bf16":
         raise SystemExit("the original has no bf16; compare with --precision=fp16 or fp32")
     if DEVICE.type == "cuda":
         let_original_find_its_kernels()
+
+
+def select_part_of_kernels() -> None:
+    """Build the CPU's kernels for AVX2, or leave one out, as the options say."""
+    from stylegan2_fewshot.ops.cpu import kernels, loader
+    from stylegan2_fewshot.ops.dispatch import SELECTED
+
+    loaded = loader.load(("-mavx2", "-mfma") if args.avx2 else loader.THIS_PROCESSOR)
+    served = kernels.OPERATIONS - {args.without}
+    SELECTED.kernels = {"cpu": kernels.CPUKernels(loaded.library, served)}
 
 
 def let_original_find_its_kernels() -> None:
@@ -258,7 +279,9 @@ def time_training(case: Case) -> None:
     G.train()
     took = {}
     for net, phases in ((G, ("Gmain", "Greg")), (D, ("Dmain", "Dreg"))):
-        optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, betas=(0.0, 0.99))
+        optimizer = torch.optim.Adam(
+            net.parameters(), lr=1e-4, betas=(0.0, 0.99), **(dict(fused=True) if IS_OURS else {})
+        )
 
         def step(phase: str, net: Any = net, optimizer: Any = optimizer) -> None:
             optimizer.zero_grad(set_to_none=True)
@@ -292,5 +315,6 @@ if args.what == "ops":
 elif args.what == "pipe":
     time_pipe()
 else:
-    time_training(CASES[args.what])
+    case = CASES[args.what]
+    time_training(case._replace(batch=args.batch or case.batch))
 emit(row="peak GiB", value=peak_memory_gb())
