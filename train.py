@@ -85,6 +85,12 @@ FOLDER_OR_FILE = UserPath(exists=True)
 @click.option("--nobench", type=bool, default=False, help="Do without cuDNN's benchmarking.")
 @click.option("--allow-tf32", type=bool, default=False, help="Let float32 products use TF32.")
 @click.option("--workers", type=click.IntRange(min=0), default=3, help="Loading processes.")
+@click.option(
+    "--threads",
+    type=COUNT,
+    help="Threads of the CPU in each process; where several trainings run side by side, 1 is best. "
+    "[default: all cores, shared by the processes]",
+)
 @trust.options
 def main(
     outdir: Path, dry_run: bool, estimate: bool, fresh: bool, report: bool, **values: Any

@@ -18,7 +18,6 @@ from stylegan2_fewshot.files import write_text
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = Path(__file__).resolve().parent.parent
 WHAT = ("ops", "pipe", "tiny32", "demo64", "train64", "train256", "train1024")
-KERNELS = ("convolution", "upfirdn2d", "bias_act")  # the CPU's
 Values = dict[str, float]
 
 
@@ -29,11 +28,14 @@ Values = dict[str, float]
 @click.option("--nhwc", is_flag=True, help="Channels last in layers of reduced precision.")
 @click.option("--augment", is_flag=True, help="ADA's pipe of bgc at p = 0.2.")
 @click.option("--ops", type=click.Choice(["auto", "cuda", "torch"]), default="auto")
-@click.option("--without", type=click.Choice(KERNELS), help="Leave this kernel of the CPU out.")
 @click.option("--avx2", is_flag=True, help="As on a processor with AVX2, but not AVX-512.")
 @click.option("--batch", type=click.IntRange(min=1), help="Images.  [default: the case's own]")
 @click.option("--cpu-time", is_flag=True, help="The processor's seconds, for a busy machine.")
-@click.option("--variants", is_flag=True, help="Also PyTorch alone, and without each kernel.")
+@click.option(
+    "--variants",
+    is_flag=True,
+    help="Also PyTorch alone and without each kernel of the CPU, in turn.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Of the CPU.  [default: all]")
 @click.option("--rounds", type=click.IntRange(min=1), default=2, help="Processes per row.")
 @click.option("--reps", type=click.IntRange(min=1), default=3, help="Timed calls per process.")
@@ -50,7 +52,6 @@ def main(
     rounds: int,
     against: str | None,
     json_path: Path | None,
-    variants: bool,
     **options: Any,
 ) -> None:
     """Print a table of operations, generator, training phases, sec/kimg and peak memory.
@@ -66,9 +67,6 @@ def main(
         json_path.parent.mkdir(parents=True, exist_ok=True)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     sides: dict[str, list[str]] = {"ours": [f"--root={ROOT}"]}
-    if variants:
-        sides["PyTorch"] = [*sides["ours"], "--ops=torch"]
-        sides |= {f"no {name}": [*sides["ours"], f"--without={name}"] for name in KERNELS}
     if against:
         sides["original"] = [f"--root={against}"]
     arguments = [f"--device={device}", *as_arguments(options)]
@@ -78,10 +76,11 @@ def main(
     click.echo("\n".join(f"{name}: {value}" for name, value in machine.items()))
     results = {}
     for name in names:
-        best: dict[str, Values] = {side: {} for side in sides}
+        best: dict[str, Values] = {}
         for _ in range(rounds):
             for side, own in sides.items():  # in turn, so that all meet the same machine
-                merge(best[side], run([f"--what={name}", *arguments, *own]))
+                for found, values in run(side, [f"--what={name}", *arguments, *own]).items():
+                    merge(best.setdefault(found, {}), values)
         results[name] = best
         click.echo(table(name, best))
     if json_path:
@@ -105,19 +104,19 @@ def as_arguments(options: dict[str, Any]) -> list[str]:
     return flags + [f"--{name}={value}" for name, value in values.items()]
 
 
-def run(arguments: list[str]) -> Values:
-    """Return one process's measurements; its notes and errors go to stderr."""
+def run(side: str, arguments: list[str]) -> dict[str, Values]:
+    """Return one process's measurements by side; its notes and errors go to stderr."""
     command = [sys.executable, str(WORKER), *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise click.ClickException(f"the measurement ended with {done.returncode}: {command}")
-    values: Values = {}
+    values: dict[str, Values] = {side: {}}
     for line in done.stdout.splitlines():
         fields = json.loads(line) if line.startswith("{") else {"note": line}
         if "note" in fields:
             click.echo(fields["note"], err=True)
         else:
-            values[fields["row"]] = fields["value"]
+            values.setdefault(fields.get("side", side), {})[fields["row"]] = fields["value"]
     return values
 
 
@@ -130,9 +129,11 @@ def table(name: str, best: dict[str, Values]) -> str:
     first, *others = best
     lines = [f"\n{name:44}{first:>12}" + "".join(f"{side:>15}{'ratio':>8}" for side in others)]
     for row, value in best[first].items():
-        rest = (best[side][row] for side in others)
-        ratios = "".join(f"{other:15.5g}{other / value:8.2f}" for other in rest)
-        lines.append(f"{row:44}{value:12.5g}{ratios}")
+        cells = ""
+        for side in others:
+            other = best[side].get(row)
+            cells += f"{'-':>15}{'-':>8}" if other is None else f"{other:15.5g}{other / value:8.2f}"
+        lines.append(f"{row:44}{value:12.5g}{cells}")
     return "\n".join(lines + shares(best["ours"]))
 
 

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,8 @@ TRANSFORMS = (
 )
 AUGMENT_P = 0.2
 SEEDS = 3
+Values = dict[str, float]
+CHOICES: dict[str, Callable[[], None]] = {"": lambda: None}  # of kernels, by the name of the side
 
 
 def parse() -> argparse.Namespace:
@@ -51,7 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--nhwc", action="store_true")
     parser.add_argument("--augment", action="store_true")
     parser.add_argument("--ops", default="auto")
-    parser.add_argument("--without", help="of the CPU's kernels: convolution, upfirdn2d, bias_act")
+    parser.add_argument("--variants", action="store_true", help="without kernels, in turn")
     parser.add_argument("--avx2", action="store_true", help="as on processors without AVX-512")
     parser.add_argument("--cpu-time", action="store_true", help="count the processor's seconds")
     parser.add_argument("--batch", type=int, help="in place of the case's own")
@@ -80,14 +83,32 @@ def emit(**fields: Any) -> None:
 
 def seconds(fn: Callable[[], object]) -> float:
     """Return the shortest of the timed calls, after one that is not timed."""
-    times = []
+    return min([once(fn) for _ in range(args.reps + 1)][1:])
+
+
+def once(fn: Callable[[], object]) -> float:
+    synchronize()
+    start = clock()
+    fn()
+    synchronize()
+    return clock() - start
+
+
+def in_turn(row: str, fn: Callable[[], object]) -> Values:
+    """Time a function with each choice of kernels; emit the results, by side, and return them."""
+    times: dict[str, list[float]] = {side: [] for side in CHOICES}
     for _ in range(args.reps + 1):
-        synchronize()
-        start = clock()
-        fn()
-        synchronize()
-        times.append(clock() - start)
-    return min(times[1:])
+        for side, choose in CHOICES.items():
+            choose()
+            times[side].append(once(fn))
+    took = {side: min(each[1:]) for side, each in times.items()}
+    emit_all(row, took)
+    return took
+
+
+def emit_all(row: str, values: Values) -> None:
+    for side, value in values.items():
+        emit(row=row, value=value, **({"side": side} if side else {}))
 
 
 def synchronize() -> None:
@@ -105,8 +126,8 @@ def set_up() -> None:
         from stylegan2_fewshot.ops import select
 
         emit(note=select(args.ops, DEVICE))
-        if DEVICE.type == "cpu" and args.ops != "torch" and (args.avx2 or args.without):
-            select_part_of_kernels()
+        if DEVICE.type == "cpu" and args.ops != "torch":
+            choose_kernels()
         return
     if args.precision == "bf16":
         raise SystemExit("the original has no bf16; compare with --precision=fp16 or fp32")
@@ -114,14 +135,24 @@ def set_up() -> None:
         let_original_find_its_kernels()
 
 
-def select_part_of_kernels() -> None:
-    """Build the CPU's kernels for AVX2, or leave one out, as the options say."""
+def choose_kernels() -> None:
+    """Build the CPU's kernels for AVX2, and offer choices of them, as the options say."""
     from stylegan2_fewshot.ops.cpu import kernels, loader
     from stylegan2_fewshot.ops.dispatch import SELECTED
 
-    loaded = loader.load(("-mavx2", "-mfma") if args.avx2 else loader.THIS_PROCESSOR)
-    served = kernels.OPERATIONS - {args.without}
-    SELECTED.kernels = {"cpu": kernels.CPUKernels(loaded.library, served)}
+    if args.avx2:
+        SELECTED.kernels = {"cpu": loader.load(("-mavx2", "-mfma"))}
+    if not args.variants:
+        return
+    library = SELECTED.kernels["cpu"].library  # type: ignore[attr-defined]
+    sets = {"": kernels.OPERATIONS, "PyTorch": frozenset()}
+    sets |= {f"no {name}": kernels.OPERATIONS - {name} for name in sorted(kernels.OPERATIONS)}
+
+    def choose(served: frozenset[str]) -> None:
+        SELECTED.kernels = {"cpu": kernels.CPUKernels(library, served)} if served else {}
+
+    CHOICES.clear()
+    CHOICES.update({side: partial(choose, served) for side, served in sets.items()})
 
 
 def let_original_find_its_kernels() -> None:
@@ -275,7 +306,7 @@ def time_training(case: Case) -> None:
     c = torch.zeros(case.batch, 0, device=DEVICE)
     real = torch.rand(case.batch, 3, case.resolution, case.resolution, device=DEVICE) * 2 - 1
     with torch.no_grad():
-        emit(row="generator", value=seconds(lambda: G.eval()(z, c, noise_mode="const")))
+        in_turn("generator", lambda: G.eval()(z, c, noise_mode="const"))
     G.train()
     took = {}
     for net, phases in ((G, ("Gmain", "Greg")), (D, ("Dmain", "Dreg"))):
@@ -293,11 +324,14 @@ def time_training(case: Case) -> None:
             optimizer.step()
 
         for phase in phases:
-            took[phase] = seconds(lambda phase=phase, step=step: step(phase))
-            emit(row=phase, value=took[phase])
+            took[phase] = in_turn(phase, lambda phase=phase, step=step: step(phase))
     # Regularisation is lazy: every 4th and every 16th iteration.
-    iteration = took["Gmain"] + took["Dmain"] + took["Greg"] / 4 + took["Dreg"] / 16
-    emit(row="sec/kimg", value=iteration * 1000 / case.batch)
+    share = {"Gmain": 1, "Dmain": 1, "Greg": 1 / 4, "Dreg": 1 / 16}
+    per_image = {
+        side: sum(part * took[phase][side] for phase, part in share.items()) / case.batch
+        for side in CHOICES
+    }
+    emit_all("sec/kimg", {side: value * 1000 for side, value in per_image.items()})
 
 
 def peak_memory_gb() -> float:

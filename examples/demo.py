@@ -14,10 +14,12 @@ from pathlib import Path
 
 import click
 import few_shot
+import torch
 from few_shot import SOURCE, enlarged
 from measures import as_float, real_images, samples
 from trials import ROOT, Trial, snapshots, train
 
+from stylegan2_fewshot.ops import select
 from training import grids
 
 TEN = Path("examples/lorelei-ten.zip")
@@ -39,6 +41,7 @@ PSI = 0.8
 def main(kimg: int, out: Path) -> None:
     """Adapt the example network to ten images, with and without EWC."""
     start = time.time()
+    select("auto", torch.device("cpu"))
     trials = [Trial(name, f"{COMMON} --kimg={kimg} {how}") for name, how in METHODS.items()]
     runs = train(trials, out)
     networks = {"source": ROOT / SOURCE}

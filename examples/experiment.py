@@ -21,6 +21,7 @@ from trials import ROOT, Trial, commit, finished, slug, train
 
 from metrics import results
 from stylegan2_fewshot.files import write_text
+from stylegan2_fewshot.ops import select
 
 DOCS = ROOT / "docs"
 Row = dict[str, float]
@@ -229,6 +230,7 @@ def command(experiment: Experiment, help_: str) -> click.Command:
         **settings: Any,
     ) -> None:
         start = time.time()
+        select("auto", torch.device("cpu"))
         known.update(own.split("=", 1) for own in more)
         names = chosen(known, ",".join([methods, *(slug(own.split("=", 1)[0]) for own in more)]))
         everything = [

@@ -13,7 +13,7 @@ from stylegan2_fewshot.plugin import registry
 
 def test_results_are_the_minima_and_are_kept(tmp_path, monkeypatch):
     times = iter([3.0, 2.0, 4.0])
-    monkeypatch.setattr(command, "run", lambda arguments: {"generator": next(times)})
+    monkeypatch.setattr(command, "run", lambda side, arguments: {side: {"generator": next(times)}})
     path = tmp_path / "new" / "results.json"
     words = ["--what=tiny32", "--rounds=3", "--device=cpu", f"--json={path}"]
     outcome = CliRunner().invoke(command.main, words)
@@ -22,17 +22,24 @@ def test_results_are_the_minima_and_are_kept(tmp_path, monkeypatch):
     assert outcome.stdout.splitlines()[-1].split() == ["generator", "2"]
 
 
-def test_variants_are_measured_in_turn_with_this_code(tmp_path, monkeypatch):
+def test_variants_and_the_original_stand_beside_this_code(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(command, "run", lambda words: seen.append(words) or {"Gmain": len(seen)})
+
+    def measured(side, words):
+        seen.append(words)
+        return {side: {"Gmain": 1.0, "peak GiB": 2.0}} | (
+            {"PyTorch": {"Gmain": 3.0}} if side == "ours" else {}
+        )
+
+    monkeypatch.setattr(command, "run", measured)
     words = ["--what=tiny32", "--rounds=1", "--device=cpu", "--variants", "--cpu-time", "--batch=4"]
     outcome = CliRunner().invoke(command.main, [*words, f"--against={tmp_path}"])
     assert outcome.exit_code == 0, outcome.output
-    assert all({"--cpu-time", "--batch=4"} <= set(words) for words in seen)
-    own = [words[-1] for words in seen[1:]]
-    assert own[0] == "--ops=torch" and own[1] == "--without=convolution"
-    assert own[-1] == f"--root={tmp_path}"
-    assert outcome.stdout.splitlines()[-1].split()[:3] == ["Gmain", "1", "2"]
+    assert all({"--cpu-time", "--batch=4", "--variants"} <= set(words) for words in seen)
+    assert seen[1][-1] == f"--root={tmp_path}"
+    lines = [line.split() for line in outcome.stdout.splitlines()]
+    assert lines[-2] == ["Gmain", "1", "3", "3.00", "1", "1.00"]
+    assert lines[-1] == ["peak", "GiB", "2", "-", "-", "2", "1.00"]
 
 
 def test_what_cannot_be_measured_is_refused():

@@ -50,6 +50,7 @@ def test_the_newest_equal_run_is_meant(options, tmp_path):
         {"total_kimg": 9.0},
         {"snapshot_ticks": 7, "kimg_per_tick": 0.5},
         {"metrics": ["nn1k"], "metric_data": "other.zip", "patience": 3, "workers": 1},
+        {"threads": 1},
         {"gpus": 2, "batch_gpu": 1, "derived": ["batch_gpu"], "name": "tiny2"},
     ],
 )

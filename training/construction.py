@@ -31,6 +31,8 @@ Pair = tuple[nn.Module, nn.Module]
 def set_up_torch(options: Mapping[str, Any]) -> None:
     """Apply the options that are about PyTorch itself."""
     torch.set_flush_denormal(True)
+    if options.get("threads"):
+        torch.set_num_threads(options["threads"])
     torch.backends.cudnn.benchmark = options["benchmark"]
     torch.backends.cuda.matmul.allow_tf32 = options["allow_tf32"]
     torch.backends.cudnn.allow_tf32 = options["allow_tf32"]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from stylegan2_fewshot import distributed
+from stylegan2_fewshot.ops import select
 
 from . import checkpoint, construction, run_dir
 from .clock import snapshots_left
@@ -36,6 +37,7 @@ def estimate(options: Mapping[str, Any], dataset: ImageDataset) -> str:
         ValueError: The run would be refused.
     """
     device = distributed.init(options["device"])
+    select(options["ops"], device)
     construction.set_up_torch(options)
     started = time.monotonic()
     dataset.keep_decoded(IN_MEMORY_BYTES)

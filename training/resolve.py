@@ -84,6 +84,7 @@ def resolve(values: Mapping[str, Any]) -> Resolved:
         "metrics": _metrics(chosen.metrics),
         "metric_data": values["metricdata"],
         "workers": values["workers"],
+        "threads": values["threads"],
         "allow_tf32": values["allow_tf32"],
         "benchmark": not values["nobench"],
         **_trust(values),

@@ -31,6 +31,7 @@ REPORTING = {
     "metric_data": "metricdata",
     "patience": "patience",
     "workers": "workers",
+    "threads": "threads",
     "gpus": "gpus",
 }
 _OF_NO_WEIGHT = {*REPORTING, "name", "given", "explicit", "derived"}
