@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stylegan2_fewshot import stamped
 from tests import forking, readers
 from tests.readers import npz_of, zipped
 
@@ -36,7 +37,7 @@ def cases(marker: Path) -> Iterator[Case]:
     yield from _networks(marker)
     yield from _archives(marker)
     yield from _tensorflow_and_safetensors()
-    for reader in ("companion", "features", "fisher", "latents"):
+    for reader in ("companion", "features", "fisher", "directions", "latents"):
         for name, data in _npz(reader):
             yield f"{reader}: {name}", reader, data
     yield from _datasets()
@@ -241,7 +242,7 @@ def _described(networks: str) -> bytes:
 
 
 def _npz(reader: str) -> Iterator[tuple[str, bytes]]:
-    key = {"fisher": "G.a", "latents": "w"}.get(reader, "vectors")
+    key = {"fisher": "G.a", "latents": "w", "directions": "directions"}.get(reader, "vectors")
     good = npz_of(**{key: np.ones((2, 3), np.float32)}, meta=np.array("{}"))
     yield "junk", b"junk"
     yield "empty", b""
@@ -280,14 +281,37 @@ def _npz(reader: str) -> Iterator[tuple[str, bytes]]:
 
 def _stamped(reader: str, key: str) -> Iterator[tuple[str, bytes]]:
     """Yield files whose checksum is right, and what it covers is not."""
-    from stylegan2_fewshot import stamped
-
     if reader == "latents":
         return
     unit = torch.ones(4, 2)
+    others = {"deviations": torch.ones(4)} if reader == "directions" else {}
+    about, wrong = (_directions if reader == "directions" else _instances)(reader, unit)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x"
+        for name, (values, changes) in wrong.items():
+            meta = {} if changes is None else {**about, **changes}
+            stamped.write(path, {key: values, **others}, meta)
+            yield name, path.read_bytes()
+
+
+Wrong = dict[str, tuple[torch.Tensor, dict | None]]  # tensor, changes of what is said about it
+
+
+def _directions(reader: str, unit: torch.Tensor) -> tuple[dict, Wrong]:
+    return {"layers": [0], "network": "0"}, {
+        "not finite": (unit * float("inf"), {}),
+        "infinite layer": (unit, {"layers": [float("inf")]}),
+        "negative layer": (unit, {"layers": [-(1 << 40)]}),
+        "layers of text": (unit, {"layers": "ab"}),
+        "one number": (unit[0, 0], {}),
+        "no network": (unit, None),
+    }
+
+
+def _instances(reader: str, unit: torch.Tensor) -> tuple[dict, Wrong]:
     about = {"backbone": "vgg16", "backbone_sha256": "0", "likelihood": "log sigmoid D(G(z))"}
     about |= {"standard_error": {}, "source_sha256": "0"}
-    wrong = {
+    return about, {
         "other type": (unit.long(), {}),
         "not finite": (unit * float("nan"), {}),
         "negative": (-unit if reader == "fisher" else unit[None, None], {}),
@@ -296,12 +320,6 @@ def _stamped(reader: str, key: str) -> Iterator[tuple[str, bytes]]:
         "files of a list": (unit if reader != "fisher" else unit.byte(), {"files": [1]}),
         "no names": (unit, None),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "x"
-        for name, (values, changes) in wrong.items():
-            meta = {} if changes is None else {**about, **changes}
-            stamped.write(path, {key: values}, meta)
-            yield name, path.read_bytes()
 
 
 # Data sets and images

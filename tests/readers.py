@@ -28,6 +28,7 @@ from stylegan2_fewshot.methods.prior import instances
 from training import archive, checkpoint, conditions, images, pickles
 from training.dataset import ImageDataset
 from training.formats import rosinality, safetensors_file
+from training.generation import Directions
 from training.networks import Discriminator, Generator
 
 OURS = {"ValueError", "PickleError", "SourceError", "DetectorMissing"}
@@ -91,6 +92,7 @@ READERS: dict[str, Reader] = {
     "companion": _companion,
     "features": instances.load,
     "fisher": fisher_file.load,
+    "directions": Directions.read,
     "latents": _latents,
     "labels": _labels,
     "checkpoint": _checkpoint,
@@ -164,6 +166,8 @@ def valid(folder: Path) -> dict[str, tuple[str, bytes]]:
     about = {"likelihood": fisher_file.LIKELIHOOD, "standard_error": {}, "source_sha256": "0"}
     fisher_file.save(folder / "x", fisher_file.Fisher({"G.a": torch.ones(3)}, about))
     found["fisher"] = "fisher", (folder / "x").read_bytes()
+    Directions(vectors, torch.ones(4), (0, 1), "0").write(folder / "x")
+    found["directions"] = "directions", (folder / "x").read_bytes()
     found["latents"] = "latents", npz_of(w=np.zeros((1, 4, 8), np.float32))
     stream = io.BytesIO()
     np.save(stream, np.eye(3, dtype=np.float32))

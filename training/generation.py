@@ -226,13 +226,15 @@ class Directions:
     def read(cls, path: Path) -> Directions:
         """Read what `write` has written; ValueError where it is anything else."""
         tensors, meta = stamped.read(path, DIRECTIONS, _REMEDY)
-        try:
+        with refusing(path, f"no {DIRECTIONS}", _REMEDY):
             vectors, deviations = tensors["directions"].float(), tensors["deviations"].float()
             layers, network = tuple(map(int, meta["layers"])), str(meta["network"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: no {DIRECTIONS}; {_REMEDY}") from error
-        if vectors.ndim != 2 or deviations.shape != vectors.shape[:1]:
-            raise ValueError(f"{path}: no {DIRECTIONS}; {_REMEDY}")
+            if vectors.ndim != 2 or deviations.shape != vectors.shape[:1]:
+                raise ValueError("its arrays do not fit each other")
+            if not (vectors.isfinite().all() and deviations.isfinite().all()):
+                raise ValueError("its numbers are not finite")
+            if min(layers, default=0) < 0:
+                raise ValueError("a layer has a negative number")
         return cls(vectors, deviations, layers, network)
 
     def write(self, path: Path) -> None:
