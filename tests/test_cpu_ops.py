@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import platform
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -281,3 +285,26 @@ def test_tensors_of_an_export_take_the_plain_path(kernels):
         y = ops.conv2d_resample(x, w, resample.setup_filter([1, 3, 3, 1]), up=2, padding=1)
         assert ops.bias_act(y, torch.empty(48), act="lrelu").shape == (2, 48, 32, 32)
     assert ops.conv2d_resample(x, w, padding=1).shape == (2, 48, 16, 16)  # outside the mode, too
+
+
+def cross_compiler():
+    """Return the command of a compiler for 64-bit ARM: Debian's, or that of PyPI's ziglang."""
+    if program := shutil.which("aarch64-linux-gnu-g++"):
+        return [program]
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-gnu"]
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", loader.SOURCES)
+def test_kernels_compile_for_arm(source, tmp_path):
+    compiler, built = cross_compiler(), tmp_path / "kernels.o"
+    if compiler is None:
+        pytest.skip("there is no compiler for 64-bit ARM: pip install ziglang")
+    flags = [flag for flag in loader.FLAGS if flag != "-shared"]
+    command = [*compiler, *flags, "-c", str(loader.FOLDER / source), "-o", str(built)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    machine = int.from_bytes(built.read_bytes()[18:20], "little")  # in an ELF file's header
+    assert machine == 183

@@ -6,7 +6,7 @@
 //     g = G' [(B' d B) * (A y A')] G,  each summed over channels or tiles.
 // Tiles are of 4x4 outputs, with 36 products instead of 144; where there are few of them, and in
 // bfloat16 (summed in float32), of 2x2 with 16 instead of 36.
-// Plain C++ without a header of PyTorch; compiled by native.py, called through ctypes.
+// Plain C++ without a header of PyTorch; compiled by loader.py, called through ctypes.
 
 #include <algorithm>
 
