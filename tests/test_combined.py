@@ -33,6 +33,7 @@ def networks():
         {"rick": {"freeze": 50.0, "warmup": 2, "every": 2, "batches": 2}, "bank": {"size": 2}},
         {"adam": {"probe": 2, "batches": 2}, "cdc": {}, "freezed": {"freezed": 1}, "ada": {}},
         {"tune": {"tune": "scale-shift"}, "apa": {}},
+        {"minegan": {"alone": 2}, "bank": {"size": 2}, "cdc": {}, "lecam": {"lambda_": 0.1}},
     ],
     ids=lambda options: "-".join(options),
 )

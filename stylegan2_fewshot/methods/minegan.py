@@ -99,25 +99,26 @@ class MineGAN(Plugin):
         option = f"--minegan-layers={self.layers}"
         if run.resumed is None:
             raise ValueError(f"{option} needs --resume: without a source there is nothing to mine")
-        first = run.G.mapping.fc0
-        if run.G.c_dim:
+        G: Any = run.G
+        first = G.mapping.fc0
+        if G.c_dim:
             raise ValueError(
                 f"{option}: labels enter the mapping network beside z, where the miner stands; "
                 "drop --cond or --prior, or take a source without labels"
             )
         if first.weight.shape[0] != first.weight.shape[1] or first.activation != "lrelu":
             raise ValueError(
-                f"{option}: the source's mapping network has no leaky rectifiers as many as z has "
-                "numbers, so the miner cannot start as the identity; take another source"
+                f"{option}: to start as the identity, the miner needs a mapping network of leaky "
+                "rectifiers as wide as z; take another source"
             )
         for net in (run.G, run.G_ema):
             if net is not None:
                 install(net, layers=self.layers)
-        names = names_in_source(run.G, layers=self.layers)
+        names = names_in_source(G, layers=self.layers)
         run.names.update(names)
         self._miner = [name for name, old in names.items() if old is None]
         self._scale = first.bias_gain
-        params = {f"G.{name}": run.G.get_parameter(name) * self._scale for name in self._miner}
+        params = {f"G.{name}": G.get_parameter(name) * self._scale for name in self._miner}
         self.factors = Factors(params, run.optimizers)
 
     def before_step(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
