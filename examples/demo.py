@@ -36,13 +36,13 @@ PSI = 0.8
 
 
 @click.command(help=__doc__.split("\n")[0])
-@click.option("--kimg", default=5, show_default=True, help="Length of both trainings.")
+@click.option("--kimg", default=5.0, show_default=True, help="Length of both trainings.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
-def main(kimg: int, out: Path) -> None:
+def main(kimg: float, out: Path) -> None:
     """Adapt the example network to ten images, with and without EWC."""
     start = time.time()
     select("auto", torch.device("cpu"))
-    trials = [Trial(name, f"{COMMON} --kimg={kimg} {how}") for name, how in METHODS.items()]
+    trials = [Trial(name, f"{COMMON} --kimg={kimg:g} {how}") for name, how in METHODS.items()]
     runs = train(trials, out)
     networks = {"source": ROOT / SOURCE}
     networks.update({trial.method: snapshots(runs[trial])[-1] for trial in trials})

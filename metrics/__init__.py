@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,7 +14,7 @@ from stylegan2_fewshot import distributed
 from stylegan2_fewshot.trust import NOBODY, Trust
 
 from .detectors import MOBILENETV2, Detector, load
-from .evaluation import Evaluation
+from .evaluation import Evaluation, Sampled
 from .features import Pool, Subject
 from .registry import METRICS, Metric, check, find
 from .results import append, is_better, read, value
@@ -27,6 +29,7 @@ __all__ = [
     "compute",
     "is_better",
     "read",
+    "seconds",
     "usable",
     "value",
 ]
@@ -104,16 +107,46 @@ def compute(
         DetectorMissing: A detector cannot be had; ask `usable` first.
         ValueError: A name is no metric's, or the images cannot give it.
     """
-    metrics = [find(name) for name in names]
-    for metric in metrics:
-        check(metric, dataset, reference)
-    loaded = [load(metric.detector, torch.device(device), trust=trust) for metric in metrics]
     subject = Subject(G, dataset if labels is None else labels, seed, torch.device(device))
-    pairs = list(zip(metrics, loaded, strict=True))
-    expected = {own: max(m.num_fakes for m, other in pairs if other == own) for own in loaded}
+    pairs, expected = _prepared(names, dataset, reference, subject.device, trust)
     evaluation = Evaluation(subject, dataset, reference, show=show, expected=expected)
     for metric, detector in pairs:
         yield _result(metric, detector, evaluation, kimg=kimg, snapshot_pkl=snapshot)
+
+
+def seconds(
+    names: Sequence[str],
+    G: Any,
+    dataset: Any,
+    reference: Any = None,
+    *,
+    device: torch.device | str = "cpu",
+    trust: Trust = NOBODY,
+) -> float:
+    """Return how long `compute` would take on this rank, from a few of the fakes that it makes.
+
+    Features of real images are computed and kept, as by `compute`; their time is not counted.
+    """
+    subject = Subject(G, dataset, 0, torch.device(device))
+    pairs, expected = _prepared(names, dataset, reference, subject.device, trust)
+    evaluation = Sampled(subject, dataset, reference, expected=expected)
+    start = time.monotonic()
+    with contextlib.redirect_stdout(io.StringIO()):  # warnings about values that mean nothing here
+        for metric, detector in pairs:
+            metric.function(evaluation, detector, metric)
+    return time.monotonic() - start + evaluation.owed_sec
+
+
+def _prepared(
+    names: Sequence[str], dataset: Any, reference: Any, device: torch.device, trust: Trust
+) -> tuple[list[tuple[Metric, Detector]], dict[Detector, int]]:
+    """Return metrics with their detectors, and how many fakes each detector will see."""
+    metrics = [find(name) for name in names]
+    for metric in metrics:
+        check(metric, dataset, reference)
+    loaded = [load(metric.detector, device, trust=trust) for metric in metrics]
+    pairs = list(zip(metrics, loaded, strict=True))
+    return pairs, {own: max(m.num_fakes for m, other in pairs if other == own) for own in loaded}
 
 
 def _result(

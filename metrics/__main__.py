@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ import metrics
 from stylegan2_fewshot import distributed, trust
 from stylegan2_fewshot.ops import select
 from stylegan2_fewshot.options import Command
-from training import conditions, pickles
+from training import conditions, pickles, run_dir
 from training.dataset import ImageDataset
+from training.generation import newest_network
 
 FOLDER_OR_FILE = click.Path(exists=True)
 
@@ -47,7 +47,7 @@ FOLDER_OR_FILE = click.Path(exists=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder.  [default: the run's]")
 @trust.options
 def main(**options: Any) -> None:
-    """Measure the generator in NETWORK (a path, a URL or a name as ffhq256).
+    """Measure the generator in NETWORK (a path, a run's folder, a URL or a name as ffhq256).
 
     \b
     NETWORK's results are printed as lines of JSON, and in a run directory added to its files:
@@ -70,7 +70,8 @@ def measure(options: dict[str, Any]) -> None:
     device = distributed.init(options["device"])
     select("auto", device)
     torch.backends.cudnn.allow_tf32 = False
-    source = options["network"]
+    source = newest_network(options["network"])
+    options = {**options, "network": source}
     network = pickles.load(source, needs=("G_ema",))
     pool = _pool(options, network.G_ema.c_dim)
     data = _datasets(options, network, has_labels=network.G_ema.c_dim > 0 and pool is None)
@@ -126,10 +127,10 @@ def _datasets(
     return training, ImageDataset(other, xflip=mirror) if other else None
 
 
-def _kimg(source: str) -> int | None:
+def _kimg(source: str) -> float | None:
     """Return the training time in the name of a snapshot."""
-    match = re.search(r"network-snapshot-(\d+)\.pkl$", source)
-    return int(match[1]) if match else None
+    nimg = run_dir.nimg_of(Path(source))
+    return nimg / 1000 if nimg >= 0 else None
 
 
 def _keep(result: dict[str, Any], options: dict[str, Any]) -> None:
@@ -141,7 +142,7 @@ def _keep(result: dict[str, Any], options: dict[str, Any]) -> None:
         metrics.append(options["out"], result)
     elif result["kimg"] is not None and (run / "training_options.json").is_file():
         # With nimg, training that goes on from an older state knows to drop it.
-        metrics.append(run, {**result, "nimg": 1000 * result["kimg"]})
+        metrics.append(run, {**result, "nimg": round(1000 * result["kimg"])})
 
 
 if __name__ == "__main__":

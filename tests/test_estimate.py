@@ -1,13 +1,77 @@
-"""How long a run would take, said before it begins."""
+"""What `--estimate` says, and how it times what it does not do in full."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 import torch
 
+import metrics
+from metrics import detectors, registry, weights
 from stylegan2_fewshot.ops.dispatch import SELECTED, Kernels
+from training import networks
 from training.dataset import ImageDataset
 from training.estimate import estimate
+
+
+@pytest.fixture
+def colors(tmp_path, monkeypatch):
+    """Make a metric of 1,000 fakes whose detector averages colours, and a cache of its own."""
+    monkeypatch.setenv("STYLEGAN2_FEWSHOT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(weights.SEARCH_PATH, str(tmp_path))
+    detectors.load.cache_clear()
+    traced = torch.jit.trace(lambda x: x.mean([2, 3]), torch.zeros(1, 3, 16, 16))
+    traced.save(str(tmp_path / "colors.pt"))
+    return "kid1k_full@colors"
+
+
+TRUST = metrics.Trust(everything=True)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_estimate_covers_all_parts_of_a_run(
+    colors, tiny_options, tiny_data, heldout_data, tmp_path
+):
+    options = {
+        **tiny_options,
+        "gpus": 1,
+        "metrics": [colors],
+        "metric_data": str(heldout_data),
+        "trust": vars(TRUST),
+    }
+    before = sorted(tmp_path.rglob("*.p[kt]*"))
+    said = estimate(options, ImageDataset(tiny_data))
+    assert re.search(
+        r"^Time    [\dhms ]+: [\d.]+ s/kimg, 3 snapshots of [\d.]+ s and \d+ s of", said
+    )
+    assert re.search(r"^Memory  [\d.]+ GiB on cpu$", said, re.M)
+    assert re.search(r"^Disk    [\d.]+ GiB for 3 networks", said, re.M)
+    assert sorted(tmp_path.rglob("*.p[kt]*")) == before
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_metrics_are_timed_on_a_few_fakes(colors, tiny_data, heldout_data, monkeypatch):
+    shapes = {"img_resolution": 16, "img_channels": 3}
+    G = networks.Generator(z_dim=4, c_dim=0, w_dim=4, **shapes).eval()
+    made, seen = [], []
+    G.register_forward_hook(lambda *_: made.append(1))
+
+    def function(evaluation, detector, metric):
+        real = evaluation.real_features(detector)
+        seen.append((real, evaluation.fake_features(detector, metric.num_fakes)))
+        return {"": 0.0}
+
+    small = registry.Metric(function, "colors", 1000)
+    monkeypatch.setitem(registry.METRICS, "kid1k_full", small)
+    images = ImageDataset(tiny_data), ImageDataset(heldout_data)
+    assert metrics.seconds(["kid1k_full"], G, *images, trust=TRUST) > 0
+    few = len(made)
+    list(metrics.compute(["kid1k_full"], G, *images, trust=TRUST, show=False))
+    assert 0 < few < (len(made) - few) / 3
+    (real, sampled), (same, full) = seen
+    assert torch.equal(real, same)  # features of real images are kept, and must be true
+    assert sampled.shape == full.shape and torch.equal(sampled[:64], full[:64])
 
 
 @pytest.fixture
@@ -24,6 +88,6 @@ def test_an_estimate_is_of_the_operations_and_threads_of_the_run(
     monkeypatch.setattr(SELECTED, "kernels", {"cpu": Kernels()})
     options = {**tiny_options, "ops": "torch", "threads": 1}
     words = estimate(options, ImageDataset(**options["dataset"]))
-    assert [line.split()[0] for line in words.splitlines()] == ["Time", "Memory", "Disk"]
+    assert [x.split()[0] for x in words.splitlines()[:3]] == ["Time", "Memory", "Disk"]
     assert "2 snapshots" in words or "3 snapshots" in words
     assert SELECTED.kernels == {} and torch.get_num_threads() == 1

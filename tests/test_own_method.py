@@ -21,7 +21,7 @@ SIZE = "--cbase=64 --cmax=8 --zdim=8 --map-depth=1 --batch=4 --gamma=0.1 --pl-we
 @pytest.fixture
 def method(tmp_path):
     """Return the file of the page's example, with an attribute that older versions would read."""
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    code = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
     path = tmp_path / "elsewhere" / "my_method.py"
     path.parent.mkdir()
     path.write_text(code + '\n    pipe = "means nothing"\n')

@@ -7,9 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +16,6 @@ from training import run_dir, snapshots, training_loop
 from training.launch import launch
 from training.stopping import Diverged, Interrupted, Requests
 
-ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 
 
@@ -149,26 +145,6 @@ def test_metrics_are_stopped_at_once_and_made_up_for(tiny_options, tmp_path, mon
     for name in ("one", "two"):
         lines = (tmp_path / f"metric-{name}.jsonl").read_text().splitlines()
         assert [json.loads(line)["nimg"] for line in lines] == [8, 16]
-
-
-def test_a_closed_output_is_a_request_to_stop(tiny_options, tmp_path):
-    code = (
-        "import json, sys; from pathlib import Path; from training.launch import launch\n"
-        "launch(json.loads(sys.argv[1]), outdir=Path(sys.argv[2]), fresh=False, gpus=1)"
-    )
-    options = json.dumps({**tiny_options, "total_kimg": 1.0, "kimg_per_tick": 0.004})
-    command = [sys.executable, "-c", code, options, str(tmp_path / "runs")]
-    training = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    for _ in range(3):
-        training.stdout.readline()
-    training.stdout.close()
-    errors = training.stderr.read()
-    assert training.wait(120) == 130
-    assert errors == ""
-    (run,) = (tmp_path / "runs").iterdir()
-    assert run_dir.snapshots(run) and list(run.glob("checkpoint-*.pt"))
 
 
 def test_the_second_signal_takes_its_usual_course():

@@ -85,6 +85,9 @@ class Board(list):
     def add_scalar(self, name, value, global_step):
         self.append((name, value))
 
+    def add_text(self, name, text):
+        self.append((name, text))
+
     def add_image(self, name, pixels, global_step, dataformats):
         self.append((name, pixels.shape))
 
@@ -109,7 +112,8 @@ def test_p_signals_and_logits_are_in_stats_status_line_and_tensorboard(
     line = json.loads((tmp_path / "stats.jsonl").read_text().splitlines()[-1])
     means = {label: line[name]["mean"] for label, name in labels.items()}
     assert {label: dict(board)[name] for label, name in labels.items()} == means
-    assert dict(board)["fakes"][2] == 3  # pictures, too
+    assert dict(board)["fakes"][2] == dict(board)["reals"][2] == 3  # pictures, too
+    assert '"total_kimg": 0.016' in dict(board)["options"]
     words = re.search("^tick 2 .*$", capsys.readouterr().out, re.MULTILINE)[0].split()
     assert {k: words[words.index(k) + 1] for k in labels} == {
         k: f"{mean:.3f}" for k, mean in means.items()

@@ -57,10 +57,6 @@ class Clock:
         if saved:
             self._snapshot_sec = self._maintenance
 
-    def expect_snapshot(self, seconds: float) -> None:
-        """Say how long a snapshot is likely to take, until one has been measured."""
-        self._snapshot_sec = self._snapshot_sec or seconds
-
     def report(self, peak_gb: float) -> None:
         """Add times and memory to the statistics."""
         stats.report("Timing/sec_per_kimg", self.sec_per_kimg)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,8 @@ ITERATIONS = 3  # of each phase; one more comes first, to warm up
 def estimate(options: Mapping[str, Any], dataset: ImageDataset) -> str:
     """Return in words what a run would take, after a few iterations and a snapshot of it.
 
-    Everything is written to a folder that is removed again. Metrics are left out.
+    What a run makes once and keeps for others, Fisher information and features of real images, is
+    made and kept. Everything else is written to a folder that is removed again.
 
     Args:
         options: Options of the run.
@@ -39,34 +39,42 @@ def estimate(options: Mapping[str, Any], dataset: ImageDataset) -> str:
     device = distributed.init(options["device"])
     select(options["ops"], device)
     construction.set_up_torch(options)
-    started = time.monotonic()
     dataset.keep_decoded(IN_MEMORY_BYTES)
-    state, _ = construct(options, dataset, device, estimates=False)
-    setup = time.monotonic() - started
+    started = now(device)
+    construct(options, dataset, device)
+    kept = now(device)
+    state, _ = construct(options, dataset, device)
+    setup = now(device) - kept
     per_iteration = _iteration_sec(options, state, device)
     with tempfile.TemporaryDirectory() as folder:
-        log = RunLog(Path(folder), say=lambda text: None)
-        snapshot, size = _snapshot_costs(options, state, Path(folder), log, device)
-    images = options["total_kimg"] * 1000
-    count = snapshots_left(options, 0)
-    total = setup + images / options["batch_size"] * per_iteration + count * snapshot
+        log = RunLog(Path(folder))
+        saved = Snapshots(options, Path(folder), state, log, device)
+        snapshot, size = _snapshot_costs(saved, state, Path(folder), device)
+        saved.choose_metrics()
+        measuring = saved.measuring_sec()
+    count, batch = snapshots_left(options, 0), options["batch_size"]
+    iterations = options["total_kimg"] * 1000 / batch + state.plugins.rehearsal
+    total = setup + iterations * per_iteration + count * (snapshot + measuring)
     disk = count * size["pkl"] + min(count, checkpoint.KEEP) * size["pt"]
-    return "\n".join(
-        [
-            f"Time    {duration(total)}: {per_iteration * 1000 / options['batch_size']:.1f} "
-            f"s/kimg, {count} snapshots of {snapshot:.1f} s"
-            + (", without metrics" if options["metrics"] else ""),
-            f"Memory  {distributed.memory_gb(device):.2f} GiB on {device}",
-            f"Disk    {disk / 2**30:.2f} GiB for {count} networks and the newest checkpoints",
-        ]
-    )
+    what = f"{count} snapshots of {snapshot:.1f} s"
+    what += f" and {measuring:.0f} s of metrics" if saved.metrics else ""
+    once = kept - started - setup
+    lines = [
+        f"Time    {duration(total)}: {per_iteration * 1000 / batch:.1f} s/kimg, {what}",
+        f"Memory  {distributed.memory_gb(device):.2f} GiB on {device}",
+        f"Disk    {disk / 2**30:.2f} GiB for {count} networks and the newest checkpoints",
+    ]
+    if once >= 1:
+        lines.append(f"Once    {duration(once)}, spent now: its results are kept for the run")
+    return "\n".join(lines)
 
 
 def _iteration_sec(options: Mapping[str, Any], state: Any, device: torch.device) -> float:
     """Return the seconds of an iteration on average, its lazy regularisation included."""
     phases = Phases(options, state, device)
+    share = options["batch_size"] // options.get("gpus", 1)  # of one of the processes
     images, labels = next(iter(batches(options, state.dataset, 0, device)))
-    real, real_c = phases.prepare(images, labels)
+    real, real_c = phases.prepare(images[:share], labels[:share])
 
     def timed(work: Callable[[], object]) -> float:
         work()
@@ -85,10 +93,9 @@ def _iteration_sec(options: Mapping[str, Any], state: Any, device: torch.device)
 
 
 def _snapshot_costs(
-    options: Mapping[str, Any], state: Any, folder: Path, log: RunLog, device: torch.device
+    saved: Snapshots, state: Any, folder: Path, device: torch.device
 ) -> tuple[float, dict[str, int]]:
     """Return the seconds of a snapshot, and the bytes of its files by suffix."""
-    saved = Snapshots(options, folder, state, log, device)
     start = now(device)
     saved.save()
     checkpoint.save(checkpoint.path_at(folder, 0), state.tensors())

@@ -6,7 +6,7 @@ import json
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -106,13 +106,24 @@ def _matching(images: Sequence[str], table: dict[str, Any]) -> list[str]:
 def _about_spare(spare: Sequence[str], images: Sequence[str]) -> str:
     if not spare:
         return ""
-    stems = {_stem(image): image for image in images}
-    alike = next((name for name in spare if _stem(name) in stems), None)
     text = f". Entries without image: {_some(spare)}"
-    if alike is None:
+    found = _alike(spare, images, _without_suffix) or _alike(spare, images, _stem)
+    if found is None:
         return text
-    image = printable(stems[_stem(alike)])
-    return f"{text}; suffixes differ: {image} is listed as {printable(alike)}"
+    entry, image = map(printable, found)
+    return f"{text}; suffixes differ: {image} is listed as {entry}"
+
+
+def _alike(
+    spare: Sequence[str], images: Sequence[str], key: Callable[[str], str]
+) -> tuple[str, str] | None:
+    """Return the first entry whose key is that of an image, and that image."""
+    known = {key(image): image for image in images}
+    return next(((entry, known[key(entry)]) for entry in spare if key(entry) in known), None)
+
+
+def _without_suffix(name: str) -> str:
+    return str(PurePosixPath(_plain(name)).with_suffix(""))
 
 
 def _stem(name: str) -> str:

@@ -149,8 +149,8 @@ def about_batch(cfg: str, *, resolution: int, gpus: int, **given: Any) -> str:
     if not changed:
         return ""
     return (
-        f"--batch={given['batch']}: {' and '.join(changed)}, for --cfg=auto derives both from the "
-        f"batch; the original takes its own, {theirs.batch}, for them"
+        f"--batch={given['batch']}: {' and '.join(changed)}, which --cfg=auto derives from "
+        f"the batch; the original derives them from its default, {theirs.batch}"
     )
 
 

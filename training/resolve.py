@@ -66,7 +66,8 @@ def resolve(values: Mapping[str, Any]) -> Resolved:
             named["cfg"], resolution=dataset.resolution, gpus=gpus, **overrides
         )
         reasons += [note] if note else []
-    methods = {key: given[key] for key in given if key == "aug" or key in all_options()}
+    known = {"aug", *all_options()}
+    methods = {key: given[key] for key in given if key in known}
     plugins = parse(methods if "aug" in methods else {"aug": chosen.aug, **methods})
     few_shot = named["cfg"] == "fewshot"
     plugins, derived = resolved(plugins, kimg=chosen.kimg, resumed=bool(source), few_shot=few_shot)

@@ -34,6 +34,7 @@ REPORTING = {
     "threads": "threads",
     "gpus": "gpus",
 }
+FLAGS = {"trust_backbone"}  # options without a value
 _OF_NO_WEIGHT = {*REPORTING, "name", "given", "explicit", "derived"}
 _MOST_DIFFERENCES = 3  # a run that differs in more is another experiment
 
@@ -225,7 +226,10 @@ def command_of(run: Path) -> str:
     words = [f"--outdir={run.parent}"]
     for key, value in given.items():
         flag = f"--{key.replace('_', '-')}"
-        words += [f"{flag}={v}" for v in (value if isinstance(value, list) else [value])]
+        if key in FLAGS or value is False:  # which is every switch's default
+            words += [flag] if value else []
+        else:
+            words += [f"{flag}={v}" for v in (value if isinstance(value, list) else [value])]
     return shlex.join(["python", "train.py", *words])
 
 

@@ -74,6 +74,7 @@ def train(
         log = run_log.RunLog(
             run_dir, state.cur_nimg, say=requests.say, measured=state.unmeasured is None
         )
+        log.options(options)
         about = (state.dataset, state.G, state.D, source, state.cur_nimg)
         log.say(construction.summary(options, *about))
         if text := adaptive.about_targets(state.plugins):
@@ -172,9 +173,9 @@ class _Run:
         sec_per_kimg = self.phases.sec_per_kimg()
         left = self.clock.left(self.state.cur_nimg, sec_per_kimg=sec_per_kimg)
         peak = distributed.memory_gb(self.device)
-        self.log.say(
-            run_log.times(now, self.state.cur_nimg, self.clock.elapsed(), left, sec_per_kimg, peak)
-        )
+        sec = self.clock.elapsed()
+        line = run_log.times(now, self.state.cur_nimg, sec, left, sec_per_kimg, peak)
+        self.log.say(line + ("  (metrics come on top)" if self.snapshots.metrics else ""))
 
     def leave_something(self, error: Exception) -> None:
         """Save the network and pictures where training fails, if that can be done."""
