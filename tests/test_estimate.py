@@ -52,8 +52,8 @@ def test_an_estimate_covers_all_parts_of_a_run(
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_metrics_are_timed_on_a_few_fakes(colors, tiny_data, heldout_data, monkeypatch):
-    shapes = {"img_resolution": 16, "img_channels": 3}
-    G = networks.Generator(z_dim=4, c_dim=0, w_dim=4, **shapes).eval()
+    widths = dict(channel_base=64, channel_max=8)
+    G = networks.Generator(4, 0, 4, 16, 3, dict(num_layers=1), widths).eval()
     made, seen = [], []
     G.register_forward_hook(lambda *_: made.append(1))
 
