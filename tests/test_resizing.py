@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from stylegan2_fewshot.ops import downsample2d, upsample2d
 from tools import resize
-from training import pickles
+from training import pickles, resizing
 from training.networks import Discriminator, Generator
 from training.pickles import NetworkPickle
 
@@ -114,7 +114,7 @@ def test_frozen_layers_are_free_after_resizing(tmp_path: Path) -> None:
 
 def test_a_cut_network_is_fitted_to_the_whole_one(tmp_path: Path) -> None:
     source = build(tmp_path / "net.pkl", size=32)
-    old, new = resized(source, "--size=16")
+    old, new = resized(source, "--size=16", "--fit-steps=10")
     wanted = downsample2d(images(old.G_ema, 32), FILTER)
     loss = (images(new.G_ema, 32) - wanted).square().mean()
     state = new.G_ema.state_dict()
@@ -124,6 +124,20 @@ def test_a_cut_network_is_fitted_to_the_whole_one(tmp_path: Path) -> None:
     assert loss < 0.8 * (images(new.G_ema, 32) - wanted).square().mean()
     whole, cut = old.D(images(old.G_ema, 32), None), new.D(wanted, None)
     assert (whole - cut).square().mean() < 0.5 * (whole - new.D(-wanted, None)).square().mean()
+
+
+def test_a_cut_discriminator_is_trained_to_see_what_the_whole_one_sees(tmp_path: Path) -> None:
+    source = build(tmp_path / "net.pkl", size=16)
+    nets = pickles.load(source)
+    untrained, trained = (resizing.resized(nets, 8, fit_steps=n).D for n in (0, 30))
+    img = images(nets.G_ema, 32)
+    whole, small = nets.D(img, None), downsample2d(img, FILTER)
+    errors = [(net(small, None) - whole).square().mean() for net in (untrained, trained)]
+    assert errors[1] < 0.5 * errors[0]
+    assert untrained.b4.conv.weight.equal(trained.b4.conv.weight)
+    assert not any(parameter.requires_grad for parameter in trained.parameters())
+    again = resizing.resized(nets, 8, fit_steps=30).D
+    assert again.b8.conv0.weight.equal(trained.b8.conv0.weight)
 
 
 @pytest.mark.parametrize(("before", "after"), [(3, 1), (3, 4), (1, 3), (1, 4), (4, 3), (4, 1)])

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .command import UserPath, command
-from .output import Output
+from .output import Output, progress
 
 
 @command()
@@ -15,12 +15,20 @@ from .output import Output
 @click.argument("target", metavar="OUT", type=UserPath(dir_okay=False, path_type=Path))
 @click.option("--size", type=click.IntRange(min=8), help="Pixels a side, a power of two")
 @click.option("--channels", type=click.Choice(["1", "3", "4"]), help="Grey, RGB or RGBA images")
-def main(source: str, target: Path, size: int | None, channels: str | None) -> None:
+@click.option(
+    "--fit-steps",
+    type=click.IntRange(min=0),
+    default=200,
+    show_default=True,
+    help="Steps over which the first layers left of D are fitted after cutting.",
+)
+def main(source: str, target: Path, size: int | None, channels: str | None, fit_steps: int) -> None:
     """Grow or cut NETWORK to another resolution or number of channels, as a pickle OUT.
 
     A grown network starts out as the same function: its images are the old ones enlarged. A cut one
     loses its finest layers, and its first images differ as little from the shrunk ones as the
-    layers left allow. Train from OUT with train.py --resume=OUT.
+    layers left allow; its D has to learn anew what it saw in them. Train from OUT with train.py
+    --resume=OUT.
     """
     from training import generation, pickles, resizing
 
@@ -31,7 +39,11 @@ def main(source: str, target: Path, size: int | None, channels: str | None) -> N
         before = nets.G_ema
         try:
             made = resizing.resized(
-                nets, size or before.img_resolution, int(channels) if channels else None
+                nets,
+                size or before.img_resolution,
+                int(channels) if channels else None,
+                fit_steps=fit_steps,
+                show=lambda steps: progress(steps, total=fit_steps, desc="D", unit="step"),
             )
         except ValueError as error:
             raise ValueError(f"--size={size}: {error}") from error

@@ -38,6 +38,8 @@ class Settings:
         rampdown: Share of the steps over which it falls.
         jitter: Deviation of what is added to w at first, relative to that of w.
         jitter_until: Share of the steps over which that falls to 0.
+        shared_until: Share of the steps over which the layers of W+ keep one vector. Freed at once
+            they sometimes end in a local optimum, where a part of the image is missing.
         noise_weight: Weight of the noise maps' correlation with themselves, moved by a pixel.
     """
 
@@ -50,6 +52,7 @@ class Settings:
     rampdown: float = 0.25
     jitter: float = 0.05
     jitter_until: float = 0.75
+    shared_until: float = 0.25
     noise_weight: float = 1e5
 
     def rate_at(self, done: float) -> float:
@@ -133,9 +136,13 @@ class Projection:
             for group in self._adam.param_groups:
                 group["lr"] = self.settings.rate_at(done)
             jitter = self._draw(*self.w.shape[1:]) * self._deviations
+            is_shared = done < self.settings.shared_until
+            jitter = jitter[:, :1] if is_shared else jitter
             distances = self._distances(self.w + jitter * self.settings.jitter_at(done))
             self._adam.zero_grad(set_to_none=True)
             (distances.sum() + self._correlation() * self.settings.noise_weight).backward()
+            if is_shared and self.w.grad is not None:
+                self.w.grad.copy_(self.w.grad.mean(1, keepdim=True))
             self._adam.step()
             self._normalise_noise()
             yield distances.detach()

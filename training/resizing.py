@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from stylegan2_fewshot.ops import downsample2d
 from stylegan2_fewshot.ops.reference import ACTIVATIONS
@@ -27,9 +28,14 @@ N = TypeVar("N", Generator, Discriminator)
 Latents = list[tuple[Tensor, Tensor]]  # batches of z and c
 
 SMALLEST = 8  # D has no layer for colours at 4x4
-_SAMPLES = 32
+FIT_STEPS = 200
+_SAMPLES = 32  # to fit a layer of colours to
+_LESSONS = 128  # batches to train the first block of a cut D on
+_LESSONS_PER_STEP = 4
+_LR = 0.01
+_LOGITS_WEIGHT = 0.1  # of logits, beside the last features; more of it learns the samples by heart
 _BATCH = 4
-_PIXELS = 1024  # of each sample, to fit a layer of colours to
+_PIXELS = 1024  # of each sample
 _ROUNDS = 20
 _LRELU_SLOPE = 0.2
 _LRELU_SPREAD = 1 + _LRELU_SLOPE  # lrelu(x) - lrelu(-x) is 1.2 x
@@ -42,19 +48,24 @@ def resized(
     channels: int | None = None,
     *,
     conditions: Callable[[int], Tensor] | None = None,
+    fit_steps: int = FIT_STEPS,
+    show: Callable[[range], Iterable[int]] = iter,
 ) -> NetworkPickle:
     """Return networks for images `[channels, resolution, resolution]`.
 
     Growing adds blocks to G whose ToRGB is 0, and to D blocks that pass on what the layer of
     colours after them made of the shrunk image: both start out as the same function. Cutting drops
     the finest blocks; ToRGB of the last of those left and the layer of colours of D are fitted to
-    images of G, so that images and features differ least from those of the whole network.
+    images of G, so that images and features differ least from those of the whole network. Then the
+    first block left of D is trained for some steps to do for shrunk images what the whole D does.
 
     Args:
         nets: Networks of one architecture; they stay as they are.
         resolution: A power of two from 8 on.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA); as they are by default.
         conditions: Gives n labels `[n, c_dim]` of images to fit to; by default one-hot ones.
+        fit_steps: Steps of that training; 0 for none.
+        show: Takes the loop over them, as a progress bar does.
 
     Raises:
         ValueError: A network is of a kind that cannot be resized.
@@ -62,8 +73,12 @@ def resized(
     _refuse_unfit(nets, resolution)
     G, D, G_ema = (copy.deepcopy(net) for net in (nets.G, nets.D, nets.G_ema))
     if resolution < G.img_resolution:
-        latents = _latents(G_ema, conditions)
-        D = _cut_discriminator(D, resolution, G_ema, latents)
+        latents = _latents(G_ema, conditions, _SAMPLES)
+        cut = _cut_discriminator(D, resolution, G_ema, latents)
+        if fit_steps:
+            lessons = _latents(G_ema, conditions, _LESSONS * _BATCH)
+            _teach(cut, D, G_ema, lessons, show(range(fit_steps)), fit_steps)
+        D = cut
         G, G_ema = (_cut_generator(net, resolution, latents) for net in (G, G_ema))
     while G.img_resolution < resolution:
         G, G_ema, D = _doubled(G), _doubled(G_ema), _with_first_block(_doubled(D), D)
@@ -86,13 +101,13 @@ def _refuse_unfit(nets: NetworkPickle, resolution: int) -> None:
         raise ValueError(f"only discriminators with lrelu can be resized, not {activation}")
 
 
-def _latents(G: Generator, conditions: Callable[[int], Tensor] | None) -> Latents:
+def _latents(G: Generator, conditions: Callable[[int], Tensor] | None, count: int) -> Latents:
     rng = torch.Generator().manual_seed(0)
-    z = torch.randn(_SAMPLES, G.z_dim, generator=rng)
+    z = torch.randn(count, G.z_dim, generator=rng)
     if conditions:
-        c = conditions(_SAMPLES)
+        c = conditions(count)
     else:  # one-hot, or empty
-        classes = torch.randint(max(G.c_dim, 1), [_SAMPLES], generator=rng)
+        classes = torch.randint(max(G.c_dim, 1), [count], generator=rng)
         c = torch.eye(max(G.c_dim, 1))[classes][:, : G.c_dim]
     return list(zip(z.split(_BATCH), c.split(_BATCH), strict=True))
 
@@ -213,6 +228,47 @@ def _cut_discriminator(
     layer.weight[:, :, 0, 0] = matrix[:, :-1] / layer.weight_gain
     layer.bias.copy_(matrix[:, -1])
     return cut
+
+
+def _teach(
+    cut: Discriminator,
+    D: Discriminator,
+    G: Generator,
+    latents: Latents,
+    steps: Iterable[int],
+    total: int,
+) -> None:
+    """Train the first block of a cut D until its last features and logits are near those of D.
+
+    The layers behind it stay as they are: what they need of the block is what is asked of it.
+    """
+    block: Any = getattr(cut, f"b{cut.img_resolution}")
+    adam = torch.optim.Adam(block.requires_grad_(True).parameters(), betas=(0.9, 0.99))
+    lessons = [_lesson(cut.img_resolution, D, G(z, c, noise_mode="const"), c) for z, c in latents]
+    features, logits = (torch.cat([lesson[i] for lesson in lessons]).var() for i in (2, 3))
+    rng = torch.Generator().manual_seed(0)
+    with torch.enable_grad():
+        for step in steps:
+            adam.param_groups[0]["lr"] = _LR * min(1, 2 * (1 - step / total))
+            adam.zero_grad(set_to_none=True)
+            for index in torch.randint(len(lessons), [_LESSONS_PER_STEP], generator=rng):
+                img, c, *wanted = lessons[index]
+                errors = [F.mse_loss(*p) for p in zip(_seen(cut, img, c), wanted, strict=True)]
+                (errors[0] / features + _LOGITS_WEIGHT * errors[1] / logits).backward()
+            adam.step()
+    block.requires_grad_(False)
+
+
+def _lesson(resolution: int, D: Discriminator, img: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+    """Return images shrunk, their labels, and what D sees in the whole ones."""
+    return _shrunk(img, resolution), c, *_seen(D, img, c)
+
+
+def _seen(D: Discriminator, img: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the last features of D, before its epilogue, and its logits."""
+    with _inputs_of(D.b4) as inputs:
+        logits = D(img, c, force_fp32=True)
+    return inputs[0].float(), logits
 
 
 def _shrunk(images: Tensor, resolution: int) -> Tensor:
