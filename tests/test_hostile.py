@@ -28,7 +28,7 @@ def outcomes():
 
 def test_hostile_files_are_refused_or_harmless(outcomes):
     hostile = [found for found in outcomes if not found["name"].startswith("valid ")]
-    assert len(hostile) >= 150
+    assert len(hostile) >= 340
     bad = [found for found in hostile if not is_harmless(found)]
     assert not bad, "\n".join(map(str, bad))
     refused = [found for found in hostile if found["kind"] == "raised"]
