@@ -72,10 +72,13 @@ def test_equal_networks_are_equal_bytes(tmp_path):
     shared = {**first, "G_ema": first["G"]}  # of equal numbers: one object in the place of two
     held = [torch.empty(1000) for _ in range(50)]  # so that the next ones lie elsewhere
     loaded = copy.deepcopy(second)
-    options = {"path": "x.zip", "use_labels": False, "again": "x.zip"}
+    path = "x.zip"
+    options = {"path": path, "use_labels": False, "again": path}
+    others = {**options, "again": "".join(list(path))}  # equal, but another object
     for name, nets in {"a": first, "b": second, "c": shared, "d": loaded}.items():
         pipe = AugmentPipe(xflip=1)
-        pickles.save(tmp_path / name, **nets, augment_pipe=pipe, training_set_kwargs=dict(options))
+        given = others if name in "bd" else options
+        pickles.save(tmp_path / name, **nets, augment_pipe=pipe, training_set_kwargs=given)
     read = pickles.load(tmp_path / "a")
     pickles.save(tmp_path / "e", **vars(read))
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
