@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tools.choices import SEEDS, Drawing, Seeds, drawing_options
+from tools.command import command
 from tools.output import Output, progress
 
 if TYPE_CHECKING:
@@ -16,28 +17,6 @@ if TYPE_CHECKING:
 
 COLUMNS = 8  # images per row of the labelled grids
 MOST_IN_GRID = 4096
-
-
-class UserError(click.ClickException):
-    """What the user can put right: one line, exit status 2."""
-
-    exit_code = 2
-
-
-class Command(click.Command):
-    """A command whose user's mistakes, and the disk's, end in one line."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            raise UserError(error.format_message()) from error
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (ValueError, OSError) as error:
-            raise UserError(str(error)) from error
 
 
 def rows_of(seeds: Seeds, images: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -56,18 +35,17 @@ def refuse_contradictions(
 ) -> None:
     """Raise where options cannot be had together."""
     if (seeds is None) == (projected_w is None):
-        raise UserError("give either --seeds or --projected-w")
-    labels = (drawing.prior_sample, drawing.prior_image, drawing.prior_mix)
-    if projected_w and (grids or drawing.class_idx is not None or any(labels)):
-        raise UserError("--projected-w goes with none of --grid, --routes-grid, --class, --prior-")
+        raise ValueError("give either --seeds or --projected-w")
+    if projected_w and (grids or drawing.class_idx is not None):
+        raise ValueError("--projected-w goes with none of --grid, --routes-grid and --class")
     if seeds and grids and len(seeds) > MOST_IN_GRID:
-        raise UserError(
+        raise ValueError(
             f"--grid and --routes-grid take {MOST_IN_GRID} seeds at most, got {len(seeds)}; "
             "drop them, or give fewer seeds"
         )
 
 
-@click.command(cls=Command, help=__doc__)
+@command(help=__doc__)
 @click.option("--network", required=True, help="Network pickle: path, URL, short name, or run.")
 @click.option("--seeds", type=SEEDS, help="Seeds, such as 0-35,40.")
 @drawing_options(
@@ -100,8 +78,8 @@ def main(
         say=lambda text: click.echo(text, err=True),
         from_seeds=projected_w is None,
     )
-    if routes_grid and not subject.has_banks:
-        raise UserError("--routes-grid: the network has no filter banks; leave it out")
+    if routes_grid and not subject.has_routes:
+        raise ValueError("--routes-grid: the network has no filter banks; drop it")
     made: Iterator[tuple[str, Tensor]]
     if projected_w:
         latents = subject.projected(projected_w)
@@ -119,7 +97,7 @@ def main(
             rows = [(f"seed {seed}", subject.through_routes(seed)) for seed in seeds]
             output.picture("routes.png", grids.labelled_rows(rows))
         if grid and seeds:
-            is_strip = drawing.prior_mix is not None
+            is_strip = any(len(img) > 1 for img in kept)
             rows = zip(map(str, seeds), kept, strict=True) if is_strip else rows_of(seeds, kept)
             output.picture("grid.png", grids.labelled_rows(list(rows)))
 

@@ -11,7 +11,8 @@ import click
 
 from stylegan2_fewshot import trust
 from stylegan2_fewshot.ops.selection import MODES
-from stylegan2_fewshot.options import Finite, PluginCommand, UserPath
+from stylegan2_fewshot.options import Finite, PluginCommand
+from tools.command import UserPath
 from training import presets, resolve
 
 COUNT = click.IntRange(min=1)

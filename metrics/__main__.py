@@ -13,6 +13,7 @@ import torch
 
 import metrics
 from stylegan2_fewshot import distributed, trust
+from stylegan2_fewshot.external import load_external
 from stylegan2_fewshot.ops import select
 from stylegan2_fewshot.options import Command
 from training import conditions, pickles, run_dir
@@ -32,7 +33,7 @@ FOLDER_OR_FILE = click.Path(exists=True)
 )
 @click.option(
     "--prior-sample",
-    type=click.Choice(conditions.SAMPLINGS),
+    type=click.Choice(["train", "mixup", "kmeans", "gmm"]),
     help="Conditions, for a network trained with --prior.  [default: train]",
 )
 @click.option("--gpus", type=click.IntRange(min=1), default=1, help="Processes.", show_default=True)
@@ -45,6 +46,7 @@ FOLDER_OR_FILE = click.Path(exists=True)
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder.  [default: the run's]")
+@click.option("--plugin", multiple=True, help="A method of your own that has made the network.")
 @trust.options
 def main(**options: Any) -> None:
     """Measure the generator in NETWORK (a path, a run's folder, a URL or a name as ffhq256).
@@ -67,6 +69,8 @@ def measure(options: dict[str, Any]) -> None:
         ValueError: A user's mistake.
         SystemExit: Some metrics were left out; status 1.
     """
+    for place in options["plugin"]:
+        load_external(place)
     device = distributed.init(options["device"])
     select("auto", device)
     torch.backends.cudnn.allow_tf32 = False
@@ -91,13 +95,12 @@ def measure(options: dict[str, Any]) -> None:
 
 
 def _pool(options: dict[str, Any], c_dim: int) -> metrics.Pool | None:
-    """Return what a network with a data instance prior is conditioned on, or None without one."""
-    instances, sampling = conditions.beside(options["network"], c_dim), options["prior_sample"]
-    if instances is None and sampling:
+    """Return what a method keeps beside the network to condition it on, or None."""
+    sampling = options["prior_sample"]
+    found = conditions.beside(options["network"], c_dim, sampling or "train")
+    if found is None and sampling:
         raise ValueError(f"--prior-sample={sampling}: no file .prior.npz beside the network")
-    if instances is None:
-        return None
-    return metrics.Pool(conditions.pool(instances, sampling or "train"))
+    return metrics.Pool(found[1]) if found else None
 
 
 def _datasets(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stylegan2_fewshot.plugin import synthesis_of
+from stylegan2_fewshot.networks import synthesis_of
 
 from .detectors import Detector, to_rgb
 from .features import Subject, group_size, seeded

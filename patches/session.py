@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from stylegan2_fewshot import Run, distributed, stats
+from stylegan2_fewshot.external import load_external
 from stylegan2_fewshot.files import replacing
-from stylegan2_fewshot.plugin import load_external
 
 from . import runtime
 from .host import Host, open_checkout

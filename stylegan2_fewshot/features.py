@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .plugin import synthesis_of
+from .networks import synthesis_of
 
 
 def layers_of(G: Any) -> list[str]:

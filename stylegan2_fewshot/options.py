@@ -14,17 +14,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
+from .drawing import DrawOptions
+from .external import load_external
 from .files import legible
-from .plugin import Plugin, find, load_external, registry
+from .plugin import Plugin, find, registry
 
 _OPTIONS = f"{__name__}.options"
-
-
-class UserPath(click.Path):
-    """A path in which `~` is the home directory; a shell expands it at the start of words only."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(os.path.expanduser(value), param, ctx)
 
 
 class Text(click.types.StringParamType):
@@ -86,8 +81,8 @@ class Option:
         return self.flag != self.plugin and not self.flag.startswith(f"{self.plugin}-")
 
 
-def options_of(cls: type[Plugin]) -> list[Option]:
-    """Return the options of a plugin class, in the order of its constructor's parameters.
+def options_of(cls: type[Plugin] | type[DrawOptions]) -> list[Option]:
+    """Return the options of a plugin, or of its drawing, in the order of its constructor.
 
     Raises:
         TypeError: A parameter is not keyword-only, annotated, defaulted and documented.
@@ -209,6 +204,39 @@ def augmentations(text: str) -> list[str]:
     return names
 
 
+def drawing(values: Mapping[str, Any]) -> list[DrawOptions]:
+    """Build what each method has for drawing images from options by key, those that were given."""
+    built: list[DrawOptions] = []
+    known: set[str] = set()
+    for cls in registry().values():
+        if cls.draws is not None:
+            options = {option.key: option.parameter for option in options_of(cls.draws)}
+            known |= options.keys()
+            given = {name: values[key] for key, name in options.items() if key in values}
+            built.append(cls.draws(**given))
+    for key in values.keys() - known:
+        raise ValueError(f"--{key.replace('_', '-')}={values[key]}: no method has this option")
+    return built
+
+
+def drawing_of_external(args: list[str]) -> list[click.Option]:
+    """Import what `--plugin` names among raw arguments; return these methods' options for drawing.
+
+    Their values come under the keys `method_KEY`.
+    """
+    drawn = [cls.draws for cls in map(load_external, _external(args)) if cls.draws is not None]
+    return [
+        click.Option(
+            [f"--{option.flag}", f"method_{option.key}"],
+            type=_click_type(option.type),
+            default=None,
+            help=option.help,
+        )
+        for cls in drawn
+        for option in options_of(cls)
+    ]
+
+
 def _switched_by(option: Option) -> bool:
     """Return whether giving `option` switches its plugin on."""
     cls = find(option.plugin)
@@ -239,12 +267,12 @@ def _receivers(
     )
 
 
-def _flag(cls: type[Plugin], parameter: str) -> str:
+def _flag(cls: type[Plugin] | type[DrawOptions], parameter: str) -> str:
     name = parameter.rstrip("_").replace("_", "-")
     return cls.option_names.get(parameter, name if name == cls.name else f"{cls.name}-{name}")
 
 
-def _documented(cls: type[Plugin]) -> dict[str, str]:
+def _documented(cls: type[Plugin] | type[DrawOptions]) -> dict[str, str]:
     """Return the parameters' descriptions out of a google-style `Args:` section."""
     section = re.search(r"^Args:\n((?: +.*\n?|\n)+)", inspect.getdoc(cls) or "", re.MULTILINE)
     entries = re.split(r"^    (?=\w+: )", section[1] if section else "", flags=re.MULTILINE)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from . import distributed, stats
+from .drawing import DrawOptions
 
 HOOKS = (
     "condition",
@@ -136,7 +133,10 @@ class Plugin(torch.nn.Module):
     resumes_from: ClassVar[str] = "G"  # generator of --resume that G starts as by default
     status: ClassVar[Mapping[str, str]] = {}  # label in the status line -> name of a statistic
     companion: ClassVar[str] = ""  # suffix of the file that `snapshot` writes beside a pickle
-    network_key: ClassVar[str] = ""  # of `init_kwargs`, where it makes other networks: `rebuild`
+    network_key: ClassVar[str] = ""  # of G's `init_kwargs`, where it makes another G: `rebuild`
+    tensor_counts: ClassVar[tuple[str, ...]] = ()  # those of its arguments that count tensors
+    ordinary: ClassVar[str] = ""  # says how to make an ordinary network of such a G
+    draws: ClassVar[type[DrawOptions] | None] = None  # its options of generate.py
     capturable: bool = True  # a CUDA graph can replay its hooks, `after_step` apart: `capture`
     rehearsal: int = 0  # iterations that it wants to see before training, which are taken back
 
@@ -146,9 +146,14 @@ class Plugin(torch.nn.Module):
         self._generators: dict[torch.device, tuple[torch.Generator, int]] = {}
 
     @classmethod
-    def labels_beside(cls, network: Path) -> Tensor | None:
-        """Return the labels `[M, c_dim]` that a network pickle was trained with, where this
-        method keeps them in a file beside it."""
+    def labels_beside(cls, network: Path, sampling: str = "train") -> Tensor | None:
+        """Return labels `[M, c_dim]` to draw from for a network pickle, where this method keeps
+        some in a file beside it.
+
+        Args:
+            network: The network pickle.
+            sampling: `train` for those seen in training; others are a method's own.
+        """
         return None
 
     @classmethod
@@ -431,6 +436,8 @@ def register(name: str) -> Callable[[type[P]], type[P]]:
     def enter(cls: type[P]) -> type[P]:
         check(cls, name)
         cls.name = name
+        if cls.draws is not None:
+            cls.draws.name = name
         _REGISTRY[name] = cls
         return cls
 
@@ -464,79 +471,11 @@ def registry() -> dict[str, type[Plugin]]:
     return dict(sorted(_REGISTRY.items()))
 
 
-def labels_beside(network: Path) -> Tensor | None:
-    """Return the labels that lie beside a network pickle, whichever method put them there."""
-    found = (cls.labels_beside(network) for cls in registry().values())
-    return next((labels for labels in found if labels is not None), None)
-
-
 def find(name: str) -> type[Plugin]:
     """Return the plugin class registered as `name`; ValueError where there is none."""
     if name not in _REGISTRY:
         raise ValueError(f"there is no plugin {name!r}; there are {', '.join(registry())}")
     return _REGISTRY[name]
-
-
-def companions(network: Path) -> list[Path]:
-    """Return the files that methods keep beside a network pickle, those that exist."""
-    suffixes = (cls.companion for cls in registry().values() if cls.companion)
-    return [path for suffix in suffixes if (path := network.with_suffix(suffix)).is_file()]
-
-
-def rebuilders() -> dict[str, type[Plugin]]:
-    """Return the methods that make other networks, by their key in `init_kwargs`."""
-    return {cls.network_key: cls for cls in registry().values() if cls.network_key}
-
-
-def synthesis_of(G: Any, z: Tensor) -> dict[str, Any]:
-    """Return further arguments of `G.synthesis` for `z`, whichever method has made G."""
-    parts = (cls.synthesis_of(G, z) for cls in rebuilders().values())
-    return {key: value for part in parts for key, value in part.items()}
-
-
-def load_external(place: str) -> type[Plugin]:
-    """Import and register a third party's plugin.
-
-    Args:
-        place: `package.module:Class`, or `path/to/file.py:Class`.
-
-    Raises:
-        ValueError: There is no such module or class, or it is not a plugin.
-    """
-    module, _, attribute = place.rpartition(":")
-    try:
-        cls = getattr(_import(module), attribute)
-    except (ImportError, AttributeError, ValueError, OSError) as error:
-        raise ValueError(
-            f"--plugin={place}: {error}; write package.module:Class or path/to/file.py:Class"
-        ) from error
-    if not (isinstance(cls, type) and issubclass(cls, Plugin)):
-        raise ValueError(f"--plugin={place}: not a subclass of stylegan2_fewshot.Plugin")
-    if cls in _REGISTRY.values():
-        return cls
-    # An inherited name is that of another plugin.
-    return register(vars(cls).get("name") or cls.__name__.lower())(cls)
-
-
-def _import(place: str) -> ModuleType:
-    """Import a module by name, or a file by path, each once in a process."""
-    if not place.endswith(".py"):
-        return importlib.import_module(place)
-    path = Path(place).expanduser().resolve()
-    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    if not path.is_file():
-        raise ImportError("there is no such file")
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 def seed_of(*parts: int | str) -> int:

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from stylegan2_fewshot import laws
-from stylegan2_fewshot.plugin import load_external
+from stylegan2_fewshot.external import load_external
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "your-own-method.md").read_text()
-SIZE = "--cbase=64 --cmax=8 --zdim=8 --map-depth=1 --batch=4 --gamma=0.1 --pl-weight=0"
+SIZE = "--cbase=64 --cmax=8 --zdim=8 --map-depth=1 --batch=4 --gamma=0.1 --pl-weight=0 --ops=torch"
 
 
 @pytest.fixture
@@ -31,7 +31,14 @@ def method(tmp_path):
 def train(data, outdir, method, *options):
     arguments = [
         *("train.py", f"--data={data}", f"--outdir={outdir}", f"--plugin={method}:Damp"),
-        *("--damp-factor=0.5", "--aug=noaug", "--metrics=none", "--device=cpu", *SIZE.split()),
+        *(
+            "--damp-factor=0.5",
+            "--aug=noaug",
+            "--metrics=none",
+            "--device=cpu",
+            "--ops=torch",
+            *SIZE.split(),
+        ),
         *options,
     ]
     done = subprocess.run(

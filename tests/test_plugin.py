@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from stylegan2_fewshot import Plugin, Plugins, Run, Step, distributed, plugin, register
+from stylegan2_fewshot.external import load_external
 from stylegan2_fewshot.loss import StyleGAN2Loss
-from stylegan2_fewshot.plugin import HOOKS, find, load_external, registry, seed_of
+from stylegan2_fewshot.plugin import HOOKS, find, registry, seed_of
 from training.networks import Discriminator, Generator
 
 ALL = list(registry().values())

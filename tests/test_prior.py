@@ -24,9 +24,10 @@ from stylegan2_fewshot import Run, Step, files, fisher
 from stylegan2_fewshot.fisher import file as fisher_file
 from stylegan2_fewshot.methods.ewc import EWC
 from stylegan2_fewshot.methods.prior import Prior, clusters, instances
+from stylegan2_fewshot.methods.prior.drawing import between, pool
 from stylegan2_fewshot.methods.prior.instances import Instances, companion
+from stylegan2_fewshot.networks import labels_beside
 from stylegan2_fewshot.options import describe
-from stylegan2_fewshot.plugin import labels_beside
 from tools import analysis
 from tools import features as features_command
 from training import conditions, pickles, training_loop
@@ -376,11 +377,11 @@ def test_sampled_conditions(sampling, number):
     centres = instances.unit(torch.randn(2, 5, generator=torch.Generator().manual_seed(0)))
     near = centres.repeat_interleave(10, 0) + 0.01 * torch.randn(20, 5)
     kept = instances.Instances(instances.unit(near), {})
-    pool = conditions.pool(kept, sampling)
-    assert pool.shape == (number, 5) and pool.dtype == torch.float32
-    torch.testing.assert_close(pool.norm(dim=1), torch.ones(number))
-    assert torch.equal(pool, conditions.pool(kept, sampling))
-    close = (pool @ centres.T).max(1).values > 0.99
+    found = pool(kept, sampling)
+    assert found.shape == (number, 5) and found.dtype == torch.float32
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(number))
+    assert torch.equal(found, pool(kept, sampling))
+    close = (found @ centres.T).max(1).values > 0.99
     assert close.float().mean() > (0.4 if sampling == "mixup" else 0.99)
     assert (not close.all()) == (sampling == "mixup")
 
@@ -425,7 +426,7 @@ def test_clusters_are_of_all_conditions_also_where_few_are_kept(
     assert len(kept.vectors) == 3
     for name, value in vars(clusters.fitted(everything)).items():
         assert torch.equal(getattr(kept.clusters, name), value), name
-    assert torch.equal(conditions.pool(kept, "kmeans"), instances.unit(kept.clusters.centres))
+    assert torch.equal(pool(kept, "kmeans"), instances.unit(kept.clusters.centres))
     broken = replace(kept, clusters=replace(kept.clusters, weights=torch.ones(5)))
     instances.save(tmp_path / "broken.npz", broken)
     with pytest.raises(ValueError, match="not a file of features"):
@@ -434,7 +435,7 @@ def test_clusters_are_of_all_conditions_also_where_few_are_kept(
 
 def test_a_strip_between_two_conditions():
     one, two = torch.eye(2)
-    strip = conditions.between(one, two, 3)
+    strip = between(one, two, 3)
     torch.testing.assert_close(strip, torch.tensor([[1, 0], [0.5**0.5] * 2, [0, 1]]))
 
 
@@ -444,8 +445,10 @@ def run_generate(network, *arguments):
 
 
 def test_generate_takes_an_image_s_condition(trained, tiny_data, features, backbone):
+    kept, G = instances.load(companion(trained)), pickles.load(trained).G_ema
     own = {"backbone": backbone, "trust": Trust(everything=True)}
-    c = conditions.of_images([str(tiny_data / "3.png")], *_loaded(trained), **own)
+    named = (kept.meta["backbone"], kept.meta["backbone_sha256"])
+    c = kept.condition_of(conditions.see([str(tiny_data / "3.png")], *named, G, **own))
     expected = instances.load(features).as_conditions().vectors[0, 3]
     torch.testing.assert_close(c[0], expected, atol=1e-4, rtol=0)
     trusted = ("--backbone", backbone, "--trust-backbone")
@@ -457,10 +460,6 @@ def test_generate_takes_an_image_s_condition(trained, tiny_data, features, backb
         ours = np.asarray(image).astype(int)
     theirs = (expected[0] * 127.5 + 128).clamp(0, 255).byte().permute(1, 2, 0).numpy()
     assert np.abs(ours - theirs).max() <= 1
-
-
-def _loaded(network):
-    return instances.load(companion(network)), pickles.load(network).G_ema
 
 
 def test_generate_samples_and_mixes(trained, tiny_data, backbone):

@@ -17,8 +17,8 @@ from torch import Tensor
 from stylegan2_fewshot import fisher as fisher_information
 from stylegan2_fewshot.files import replacing, write_text
 from stylegan2_fewshot.fisher import Settings, estimate, kind_of
+from stylegan2_fewshot.networks import labels_beside
 from stylegan2_fewshot.options import Command
-from stylegan2_fewshot.plugin import labels_beside
 
 DEPTH = {"mapping": 2, "synthesis": 3}  # parts of a parameter's name that make up its layer's
 PARTS = ("convolution", "torgb", "styles", "biases", "noise", "mapping")  # kept apart, in order

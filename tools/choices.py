@@ -8,8 +8,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, overload
 
 import click
@@ -125,39 +125,38 @@ class Drawing:
     Attributes:
         trunc: Truncation psi.
         class_idx: Class, or None.
-        prior_sample: Which conditions to draw, as `training.conditions.SAMPLINGS`, or None.
-        prior_image: Image to condition on, or None.
-        prior_mix: Two images to condition on what lies between, or None.
         backbone: Where the user's copy of a backbone is that is not built in, or None.
         trust_backbone: That file may run.
         backbone_sha256: It may run if it has one of these hashes.
         noise_mode: const, random or none.
-        route: Filter set of each bank, mean, or random.
         direction: Directions to move along, each `FILE:3=2.5`.
+        methods: What was given of methods' own options, by key: see `DrawOptions`.
     """
 
     trunc: float = 1.0
     class_idx: int | None = None
-    prior_sample: str | None = None
-    prior_image: str | None = None
-    prior_mix: str | None = None
     backbone: str | None = None
     trust_backbone: bool = False
     backbone_sha256: tuple[str, ...] = ()
     noise_mode: str = "const"
-    route: str = "random"
     direction: tuple[str, ...] = ()
+    methods: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def take(cls, options: dict[str, Any]) -> Drawing:
         """Take what belongs here out of a command's options."""
-        return cls(**{f.name: options.pop(f.name) for f in fields(cls) if f.name in options})
+        own = {f.name: options.pop(f.name) for f in fields(cls) if f.name in options}
+        keys = [key for key in options if key.startswith("method_")]
+        given = {key.removeprefix("method_"): options.pop(key) for key in keys}
+        return cls(**own, methods={key: v for key, v in given.items() if v is not None})
 
 
 network_option = click.option(
     "--network", required=True, help="Network: path, URL, short name, or a run's directory."
 )
 
+# Those of our own methods, `method_...`, are written out here as their `DrawOptions` have them,
+# since asking the methods would take PyTorch; a test compares.
 _OPTIONS = {
     "trunc": click.option(
         "--trunc", type=NUMBER, default=1.0, show_default=True, help="Truncation psi."
@@ -167,13 +166,19 @@ _OPTIONS = {
     ),
     "prior_sample": click.option(
         "--prior-sample",
+        "method_prior_sample",
         type=click.Choice(["train", "mixup", "kmeans", "gmm"]),
         help="Conditions of a network trained with --prior: those of training images, or near "
         "them.",
     ),
-    "prior_image": click.option("--prior-image", metavar="FILE", help="Condition on this image."),
+    "prior_image": click.option(
+        "--prior-image", "method_prior_image", metavar="FILE", help="Condition on this image."
+    ),
     "prior_mix": click.option(
-        "--prior-mix", metavar="A,B", help="A strip of images, from one's condition to another's."
+        "--prior-mix",
+        "method_prior_mix",
+        metavar="A,B",
+        help="A strip of images, from one's condition to another's.",
     ),
     "backbone": click.option(
         "--backbone",
@@ -200,10 +205,9 @@ _OPTIONS = {
     ),
     "route": click.option(
         "--route",
-        default="random",
-        show_default=True,
+        "method_route",
         help="Filter set of each bank, such as 3,1,4; mean; or random, which follows from the "
-        "seed.",
+        "seed.  [default: random]",
     ),
     "direction": click.option(
         "--direction",
@@ -212,12 +216,19 @@ _OPTIONS = {
         help="Move latents along direction K of a file of tools.directions by X standard "
         "deviations; can be given several times.",
     ),
+    "plugin": click.option(
+        "--plugin",
+        multiple=True,
+        expose_value=False,
+        help="A method of your own that has made the network, as my_method.py:Class.",
+    ),
 }
 
 
 def drawing_options(*names: str) -> Callable[[Command], Command]:
     """Give a command some of the options of `Drawing`, in the order of the class."""
 
+    names = (*names, "plugin")
     if "backbone" in names:
         names = (*names, "trust_backbone", "backbone_sha256")
 

@@ -1,14 +1,59 @@
-"""What all commands of this room share: how one is made, and paths on its command line."""
+"""How the commands of this room, and generate.py, are made: mistakes end in one line.
+
+Nothing here needs PyTorch, so that `--help` is quick.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import click
 
-from stylegan2_fewshot.options import Command, UserPath
+_OF_PLUGINS = f"{__name__}.plugins"
 
-__all__ = ["UserPath", "command"]
 
-# Decorates `main`: a ValueError or OSError ends in one line and exit status 2.
+class UserPath(click.Path):
+    """A path in which `~` is the home directory; a shell expands it at the start of words only."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(os.path.expanduser(value), param, ctx)
+
+
+class Command(click.Command):
+    """A command whose user's mistakes, and the disk's, end in one line and exit status 2.
+
+    One that has `--plugin` also has the options for drawing of the methods that it names.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _one_line():
+            if any("--plugin" in param.opts for param in self.params) and "--plugin" in str(args):
+                from stylegan2_fewshot.options import drawing_of_external
+
+                ctx.meta[_OF_PLUGINS] = drawing_of_external(args)
+            return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*super().get_params(ctx), *ctx.meta.get(_OF_PLUGINS, ())]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _one_line():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    try:
+        yield
+    except (click.UsageError, ValueError, OSError) as error:
+        from stylegan2_fewshot.options import Mistake
+
+        is_usage = isinstance(error, click.UsageError)
+        raise Mistake(error.format_message() if is_usage else str(error)) from error
+
+
 command = functools.partial(click.command, cls=Command, context_settings={"max_content_width": 100})

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from stylegan2_fewshot.methods.bank.filters import banks_of
+from stylegan2_fewshot.external import load_external
+from stylegan2_fewshot.networks import refuse_made
 from training import generation, pickles
 from training.formats import onnx_export, rosinality, safetensors_file
 from training.pickles import NetworkPickle
@@ -56,7 +57,8 @@ WRITERS: dict[str, Callable[[Path, NetworkPickle], str]] = {
 @command()
 @click.argument("source", metavar="IN", type=UserPath())
 @click.argument("target", metavar="OUT", type=UserPath(dir_okay=False, path_type=Path))
-def main(source: str, target: Path) -> None:
+@click.option("--plugin", multiple=True, help="A method of your own that has made the networks.")
+def main(source: str, target: Path, plugin: tuple[str, ...]) -> None:
     """Convert the networks in IN (path, URL, short name or run) to OUT.
 
     IN is a network pickle of stylegan2-ada-pytorch or stylegan3 (StyleGAN2 networks), of the
@@ -64,17 +66,16 @@ def main(source: str, target: Path) -> None:
     .safetensors; its content tells. OUT's suffix says what to write: .pkl, .pt, .safetensors, or
     .onnx for the generator. Nothing in IN is run.
     """
+    for place in plugin:
+        load_external(place)
     if target.suffix not in WRITERS:
         raise ValueError(f"OUT={target}: its suffix must be one of {', '.join(WRITERS)}")
     alone = target.suffix in (".onnx", ".safetensors")
     nets = pickles.load(
         generation.newest_network(source), needs=("G_ema",) if alone else pickles.NEEDED
     )
-    if target.suffix in (".pt", ".onnx") and banks_of(nets.G_ema):
-        raise ValueError(
-            f"OUT={target}: holds no filter banks; make an ordinary network of one route first: "
-            f"python -m tools.bank_export {source} ROUTE.pkl --route=mean"
-        )
+    if target.suffix in (".pt", ".onnx"):
+        refuse_made(nets.G_ema, f"OUT={target}: {target.suffix}")
     with Output(target) as output:
         click.echo(WRITERS[target.suffix](target, nets))
         output.count += 1

@@ -9,9 +9,9 @@ import click
 import torch
 
 from stylegan2_fewshot import distributed, files, fisher, npz
+from stylegan2_fewshot.networks import labels_beside
 from stylegan2_fewshot.ops import select
 from stylegan2_fewshot.options import Command
-from stylegan2_fewshot.plugin import labels_beside
 from training import pickles, sources
 
 

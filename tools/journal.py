@@ -66,7 +66,7 @@ class Journal:
         """Return whether a photo has not been looked at since it is as it is."""
         query = "SELECT stamp FROM photos WHERE name = ?"
         row = self._base.execute(query, (_key(name),)).fetchone()
-        return row != (stamp,)
+        return bool(row != (stamp,))
 
     def add(self, outcomes: Iterable[tuple[str, str, Picture | str]]) -> None:
         """Keep names and stamps of photos with their pictures, or with why there is none."""
@@ -120,7 +120,8 @@ class Journal:
     def png(self, name: str) -> tuple[bytes, str]:
         """Return a picture and its mode."""
         query = "SELECT png, mode FROM photos WHERE name = ?"
-        return self._base.execute(query, (_key(name),)).fetchone()
+        picture: tuple[bytes, str] = self._base.execute(query, (_key(name),)).fetchone()
+        return picture
 
 
 def _key(name: str) -> bytes:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stylegan2_fewshot.files import replacing, sha256_of, write_text
-from stylegan2_fewshot.methods.bank.filters import banks_of
+from stylegan2_fewshot.networks import refuse_made
 from training import conditions, pickles
 from training.directions import sefa
 from training.formats import onnx_export
@@ -126,11 +126,7 @@ def _runtime(folder: Path | None) -> dict[str, Path]:
 
 def _generator(network: str) -> Any:
     G = pickles.load(network, needs=("G_ema",)).G_ema
-    if banks_of(G):
-        raise ValueError(
-            f"{network}: has filter banks, and the page knows no routes; export one first: "
-            "python -m tools.bank_export"
-        )
+    refuse_made(G, f"{network}: the page")
     return G
 
 

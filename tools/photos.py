@@ -117,7 +117,9 @@ def in_mode(png: bytes, mode: str) -> bytes:
 
 def _about(photo: Image.Image) -> list[str]:
     notes = []
-    if any(";16" in str(tile[3]) for tile in photo.tile):  # before EXIF is looked for, which loads
+    if any(
+        ";16" in str(tile[3]) for tile in getattr(photo, "tile", [])
+    ):  # before EXIF is looked for, which loads
         notes.append("16 bits reduced to 8")
     if getattr(photo, "is_animated", False) and photo.format != "MPO":
         notes.append("animated, first frame taken")
@@ -158,7 +160,8 @@ def _in_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             if "sRGB" not in ImageCms.getProfileDescription(source):
                 target = ImageCms.createProfile("sRGB")
-                image = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+                shown = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+                image = shown or image
                 notes.append("colours turned to sRGB")
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
             notes.append("colour profile unreadable, ignored")
@@ -175,7 +178,7 @@ def _fitted(image: Image.Image, wanted: Wanted) -> Image.Image:
 
 
 def _as_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
-    if image.mode == "RGBA" and image.getextrema()[3][0] < 255:
+    if image.mode == "RGBA" and np.asarray(image)[..., 3].min() < 255:
         notes.append("transparency laid on white")
     if image.mode == "L":
         notes.append("grey turned to RGB")

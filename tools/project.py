@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,24 +143,15 @@ class _Opened:
     def __init__(self, network: str, drawing: Drawing) -> None:
         from metrics import detectors
         from stylegan2_fewshot.files import sha256_of
-        from training import conditions, generation, sources
+        from training import generation, sources
 
         path = generation.newest_network(network)
-        self.kept = conditions.beside(path)
         self.drawing = drawing
         self.network = network
-        self.plain = None if self.kept else self._subject(None)
-        self.subject = self.plain
+        say = functools.partial(click.echo, err=True)
+        self.subject = generation.Subject(network, drawing, say=say, from_seeds=False)
         self.hash = sha256_of(sources.fetch(path))
         self._lpips = detectors.load(LPIPS)
-
-    def _subject(self, image: Path | None) -> Any:
-        from training import generation
-
-        drawing = replace(self.drawing, prior_image=str(image) if image else None)
-        return generation.Subject(
-            self.network, drawing, say=lambda text: click.echo(text, err=True)
-        )
 
     @property
     def G(self) -> Any:
@@ -171,20 +163,19 @@ class _Opened:
 
     @property
     def synthesis(self) -> dict[str, Any]:
-        return self.subject.route or {}
+        chosen: dict[str, Any] = self.subject.chosen
+        return chosen
 
     def target(self, path: Path) -> Target:
         """Read an image, and what the network is conditioned on for it."""
-        if self.kept:  # the condition is what a backbone sees in the image
-            self.subject = self._subject(path)
         pixels = _pixels(path, self.G.img_resolution, self.G.img_channels)
-        return Target(path, pixels, self.subject.labels(0)[:1])
+        return Target(path, pixels, self.subject.label_of(path))
 
     def meta(self, target: Target, settings: Any) -> dict[str, Any]:
         import hashlib
 
         pixels = hashlib.sha256(target.pixels.numpy().tobytes()).hexdigest()
-        chosen = {"class": self.drawing.class_idx, "route": self.drawing.route}
+        chosen = {"class": self.drawing.class_idx, **self.drawing.methods}
         return {"network": self.hash, "image": pixels, **vars(settings), **chosen}
 
     def is_done(self, outdir: Path, target: Target, settings: Any, ws: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""What a network with a data instance prior is conditioned on when it generates."""
+"""What networks are conditioned on when they generate: what training saw, or what images show."""
 
 from __future__ import annotations
 
@@ -13,96 +13,67 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from metrics import detectors
-from stylegan2_fewshot.methods.prior import clusters, instances
-from stylegan2_fewshot.methods.prior.instances import Instances, unit
+from stylegan2_fewshot.networks import conditioner
+from stylegan2_fewshot.plugin import Plugin
 from stylegan2_fewshot.trust import NOBODY, Trust
 
 from . import images, sources
 
-SAMPLINGS = ("train", "mixup", "kmeans", "gmm")
-POOL = 1000  # conditions drawn where a sampling has no number of its own
-_SEED = 0
 
-
-def beside(network: str | os.PathLike[str], c_dim: int | None = None) -> Instances | None:
-    """Return the conditions that lie beside a network pickle, or None if it has none.
+def beside(
+    network: str | os.PathLike[str], c_dim: int | None = None, sampling: str = "train"
+) -> tuple[type[Plugin], Tensor] | None:
+    """Return the method that keeps conditions beside a network pickle, and these `[M, c_dim]`.
 
     Args:
         network: The network's file: a path, URL or short name.
         c_dim: How many numbers a condition of that network has, where that is known.
+        sampling: How they are made of those seen in training, in the method's own words.
 
     Raises:
         ValueError: They are damaged, or of another network.
     """
-    path = sources.fetch(network)
-    found = instances.beside(path)
-    if found and c_dim not in (None, width := found.vectors.shape[-1]):
+    found = conditioner(sources.fetch(network), sampling)
+    if found and c_dim not in (None, width := found[1].shape[-1]):
         raise ValueError(
-            f"{instances.companion(path)}: its conditions have {width} numbers, the network's "
-            f"{c_dim}; get the file that belongs to it"
+            f"{network}: the conditions beside it have {width} numbers, the network's {c_dim}; "
+            "get the file that belongs to it"
         )
     return found
 
 
-def pool(kept: Instances, sampling: str) -> Tensor:
-    """Return conditions `[M, F]` of unit length to draw from, the same ones every time.
-
-    Mangla et al., WACV 2022 (arXiv 2012.04256), section 3.
-
-    Args:
-        kept: The network's companion, with conditions seen in training.
-        sampling: `train`: those themselves; `mixup`: points between two of them; `kmeans`: the
-            centres of clusters; `gmm`: draws from a mixture of Gaussians, both of all conditions
-            of the training.
-    """
-    vectors, rng = kept.vectors, np.random.RandomState(_SEED)
-    if sampling == "train":
-        return vectors
-    if sampling == "mixup":
-        one, two = (vectors[rng.randint(len(vectors), size=POOL)] for _ in range(2))
-        return unit(torch.lerp(one, two, torch.from_numpy(rng.rand(POOL, 1)).float()))
-    found = kept.clusters or clusters.fitted(vectors)  # a file from before has none
-    if sampling == "kmeans":
-        return unit(found.centres)
-    return unit(found.draws(POOL, torch.Generator().manual_seed(_SEED)))
-
-
-def between(one: Tensor, two: Tensor, steps: int) -> Tensor:
-    """Return conditions `[steps, F]` from `one` `[F]` to `two`, both included."""
-    return unit(torch.lerp(one, two, torch.linspace(0, 1, steps)[:, None]))
-
-
-def of_images(
+def see(
     paths: Sequence[str],
-    kept: Instances,
+    named: str,
+    sha256: str,
     G: Any,
     *,
     backbone: str | None = None,
     trust: Trust = NOBODY,
 ) -> Tensor:
-    """Return the conditions `[n, F]` that images give, brought to the size of the network's.
+    """Return what a backbone sees in images `[n, F]`, brought to the size of the network's.
 
     Args:
         paths: The images.
-        kept: The network's companion. It may come from a stranger with the network, so the only
-            backbones that its word alone loads are built in.
+        named: The backbone, as a network's companion has it. It may come from a stranger with the
+            network, so the only backbones that its word alone loads are built in.
+        sha256: The backbone's hash, as the companion has it.
         G: The network.
-        backbone: The user's own name or path of the backbone; default: what `kept` names.
+        backbone: The user's own name or path of the backbone; default: `named`.
         trust: What the user says about backbones that are programs.
 
     Raises:
-        ValueError: A file is no image, the backbone has another hash than in training, or it is a
-            program that the user does not say to trust.
+        ValueError: A file is not an image, the backbone has another hash, or it is a program that
+            the user does not say to trust.
     """
-    named = kept.meta["backbone"]
     if backbone is None and not detectors.is_built_in(named):
         raise ValueError(
             f"the network's companion asks for the backbone {named[:200]!r}, which is not built "
             "in; if you have that file and trust it, add --backbone=FILE.pt --trust-backbone"
         )
-    detector = detectors.load(backbone or named, trust=trust, sha256=kept.meta["backbone_sha256"])
+    detector = detectors.load(backbone or named, trust=trust, sha256=sha256)
     pixels = np.stack([_pixels(Path(path), G.img_resolution, G.img_channels) for path in paths])
-    return kept.condition_of(detector(torch.from_numpy(pixels)))
+    return detector(torch.from_numpy(pixels))
 
 
 def _pixels(path: Path, resolution: int, channels: int) -> np.ndarray:

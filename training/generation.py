@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 
 from stylegan2_fewshot import distributed, npz, stamped
+from stylegan2_fewshot.drawing import STRIP, Scene
 from stylegan2_fewshot.files import refusing, replacing, sha256_of
-from stylegan2_fewshot.methods.bank import filters
+from stylegan2_fewshot.networks import companions, synthesis_of
 from stylegan2_fewshot.ops import select
-from stylegan2_fewshot.plugin import companions, seed_of, synthesis_of
+from stylegan2_fewshot.options import drawing as drawing_options
+from stylegan2_fewshot.options import options_of
+from stylegan2_fewshot.plugin import seed_of
 from stylegan2_fewshot.trust import Trust
 
 from . import conditions, pickles, sources
 from .pickles import NetworkPickle
 
-STRIP = 8  # images from one condition of --prior-mix to the other
 DIRECTIONS = "file of directions"
 _REMEDY = "make one with python -m tools.directions"
 
@@ -75,13 +77,14 @@ class Subject:
         drawing: How images are drawn: has the attributes of `tools.choices.Drawing`.
         option: What the command line calls the network, for messages.
         say: Takes remarks on what is allowed but may surprise.
-        from_seeds: Images come from seeds, so that a conditional network needs a condition.
+        from_seeds: Images come from seeds, so that a conditional network needs a condition;
+            otherwise none can be asked for.
 
     Attributes:
         nets: Everything the file holds.
         G: The averaged generator, on the device.
         path: The network's file, or its URL or short name.
-        route: What makes the synthesis take the chosen route; None if it follows from z.
+        chosen: Further arguments of the synthesis that do not follow from z.
     """
 
     def __init__(
@@ -108,10 +111,15 @@ class Subject:
                 "truncation_psi must be 1 for a network without a mean of w (w_avg_beta None), "
                 f"got --trunc={self.psi:g}"
             )
-        self.route = _chosen_route(self.G, drawing.route)
+        self._methods = drawing_options(drawing.methods)
+        found = [method.synthesis(self.G) for method in self._methods]
+        self.chosen = {key: value for part in found if part for key, value in part.items()}
         self._shift = self._directions(drawing.direction, say)
+        self._say = say
         if from_seeds:
-            self._labels = self._conditions(say)
+            self._labels = self._conditions()
+        elif any(method.conditions(self._scene) for method in self._methods):
+            raise ValueError("latents have their condition in them; drop the option of another")
 
     def z(self, seed: int) -> Tensor:
         """Return the latent `[1, z_dim]` of a seed."""
@@ -128,13 +136,12 @@ class Subject:
         c = self.labels(seed)
         z = self.z(seed).expand(len(c), -1)
         ws = self.G.mapping(z, c, truncation_psi=self.psi if psi is None else psi)
-        synthesis = self.route if self.route is not None else synthesis_of(self.G, z)
-        return Latents(ws + self._shift, synthesis, seed)
+        return Latents(ws + self._shift, {**synthesis_of(self.G, z), **self.chosen}, seed)
 
     def projected(self, path: str, option: str = "--projected-w") -> list[Latents]:
         """Return latents out of an .npz file, the array `w` `[N, num_ws, w_dim]`."""
         ws = _load_ws(self.G, path, option).to(self.device)
-        return [Latents(w + self._shift, self.route or {}) for w in ws.split(1)]
+        return [Latents(w + self._shift, self.chosen) for w in ws.split(1)]
 
     @torch.no_grad()
     def images(self, latents: Latents) -> Tensor:
@@ -151,41 +158,64 @@ class Subject:
         return self.images(replace(found, ws=found.ws[:1].expand(STRIP, -1, -1), synthesis=routes))
 
     @property
-    def has_banks(self) -> bool:
-        return filters.banks_of(self.G) is not None
+    def has_routes(self) -> bool:
+        """Whether the synthesis depends on z beside the latents w."""
+        return bool(synthesis_of(self.G, self.z(0)))
 
-    def _conditions(self, say: Callable[[str], None]) -> Callable[[int], Tensor]:
+    def label_of(self, image: Path) -> Tensor:
+        """Return the condition `[1, c_dim]` that belongs to an image, or else that of seed 0."""
+        for method in self._methods:
+            if (c := method.of_image(self._scene, str(image))) is not None:
+                if self.drawing.class_idx is not None:
+                    raise ValueError("--class: the network is conditioned on images; drop it")
+                return c.to(self.device)
+        return self._conditions()(0)[:1].to(self.device)
+
+    @property
+    def _scene(self) -> Scene:
         given = self.drawing
-        images = [given.prior_image] if given.prior_image else []
-        if given.prior_mix:
-            images = given.prior_mix.split(",")
-            if len(images) != 2:
-                raise ValueError(f"--prior-mix={given.prior_mix}: name two images, as a.png,b.png")
-        named = (given.prior_sample, given.prior_image, given.prior_mix)
-        if sum(map(bool, (given.class_idx is not None, *named))) > 1:
-            raise ValueError(
-                "give only one of --class, --prior-sample, --prior-image and --prior-mix"
-            )
-        if given.prior_sample or images:
-            trust = Trust(given.trust_backbone, given.backbone_sha256)
-            options = {"backbone": given.backbone, "trust": trust}
-            return _of_prior(self.G, self.path, given.prior_sample, images, **options)
-        return self._of_class(given.class_idx, say)
+        trust = Trust(given.trust_backbone, given.backbone_sha256)
 
-    def _of_class(self, index: int | None, say: Callable[[str], None]) -> Callable[[int], Tensor]:
-        c_dim = self.G.c_dim
-        if c_dim and conditions.beside(self.path):
-            raise ValueError(
-                f"--network={self.path}: takes what a backbone sees in an image instead of a "
-                "class; give --prior-sample, --prior-image or --prior-mix"
+        def see(images: Sequence[str], *, backbone: str, sha256: str) -> Tensor:
+            return conditions.see(
+                images, backbone, sha256, self.G, backbone=given.backbone, trust=trust
             )
+
+        return Scene(self.G, sources.fetch(self.path), see)
+
+    def _conditions(self) -> Callable[[int], Tensor]:
+        index = self.drawing.class_idx
+        found = [c for method in self._methods if (c := method.conditions(self._scene))]
+        if len(found) + (index is not None) > 1:
+            raise ValueError("give only one of --class and the options that say other conditions")
+        kept = None
+        if found or self.G.c_dim:
+            kept = conditions.beside(self.path, self.G.c_dim)
+        if found:
+            return found[0]
+        if kept is None:
+            return self._of_class(index)
+        method, labels = kept
+        if method.draws is None and index is None:  # one of those seen in training
+            return lambda seed: labels[seed_of(method.name, seed) % len(labels)][None]
+        options = options_of(method.draws) if method.draws else []
+        remedy = (
+            f"give {' or '.join(f'--{o.flag}' for o in options)}" if options else "drop --class"
+        )
+        raise ValueError(
+            f"--network={self.path}: takes conditions of the method {method.name} instead of a "
+            f"class; {remedy}"
+        )
+
+    def _of_class(self, index: int | None) -> Callable[[int], Tensor]:
+        c_dim = self.G.c_dim
         if c_dim == 0 and index is not None:
             raise ValueError(f"--class={index}: the network has no classes; leave it out")
         if c_dim > 0 and (index is None or index not in range(c_dim)):
             given = "" if index is None else f"={index}"
             raise ValueError(f"--class{given}: the network needs a class from 0 to {c_dim - 1}")
         if index in untrained_classes(self.nets):
-            say(f"--class={index}: no training image had this class; its images mean nothing")
+            self._say(f"--class={index}: no training image had this class; its images mean nothing")
         c = torch.tensor([[float(number == index) for number in range(c_dim)]])
         return lambda seed: c
 
@@ -282,30 +312,6 @@ def _number(text: str, value: str) -> float:
     if not np.isfinite(number):
         raise ValueError(f"--direction={text}: {value} is not a finite number")
     return number
-
-
-def _chosen_route(G: Any, text: str) -> dict[str, Any] | None:
-    """Return what gives G the route that `--route=text` names; None if it follows from z."""
-    return None if text == "random" else {"route": filters.parse_route(text, G)}
-
-
-def _of_prior(
-    G: Any, network: str, sampling: str | None, images: list[str], **backbone: Any
-) -> Callable[[int], Tensor]:
-    try:
-        instances = conditions.beside(network, G.c_dim)
-        if instances is None:
-            raise ValueError(
-                f"--network={network}: no file .prior.npz beside it, so no --prior-..."
-            )
-        if sampling:
-            pool = conditions.pool(instances, sampling)
-            return lambda seed: pool[seed_of("prior", seed) % len(pool)][None]
-        c = conditions.of_images(images, instances, G, **backbone)
-    except ValueError as error:
-        option = "sample" if sampling else "mix" if len(images) > 1 else "image"
-        raise ValueError(f"--prior-{option}: {error}") from error
-    return lambda seed: c if len(c) == 1 else conditions.between(*c, steps=STRIP)
 
 
 def _load_ws(G: Any, path: str, option: str) -> Tensor:

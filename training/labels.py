@@ -156,7 +156,7 @@ def _kind(image: str, label: Any) -> str:
 def _is_number(value: Any) -> bool:
     if type(value) not in (int, float):
         return False
-    return abs(value) <= _LARGEST  # False for NaN, too
+    return bool(abs(value) <= _LARGEST)  # False for NaN, too
 
 
 def _about_classes(labels: np.ndarray) -> list[str]:

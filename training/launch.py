@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stylegan2_fewshot import distributed
+from stylegan2_fewshot.external import load_external
 from stylegan2_fewshot.files import legible
 from stylegan2_fewshot.ops import select
-from stylegan2_fewshot.plugin import load_external
 
 from . import environment
 from . import run_dir as run_dirs

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stylegan2_fewshot.augment import AugmentPipe
 from stylegan2_fewshot.files import printable, replacing
-from stylegan2_fewshot.methods.bank import filters as filter_bank
+from stylegan2_fewshot.networks import makers
 
 from . import formats, records, sources
 from .networks import Discriminator, Generator
@@ -266,11 +266,6 @@ class {name}(host.{name}):
         self.load_state_dict({{**state['_parameters'], **state['_buffers']}})
         self.eval().requires_grad_(False)
 '''
-_BANKED_SOURCE = """\
-raise ImportError('this generator has several filter sets in a layer, which needs stylegan2-'
-    'fewshot; make an ordinary network of one route with: '
-    'python -m tools.bank_export IN.pkl OUT.pkl --route=mean')
-"""
 _HOSTS = {
     "Generator": "training.networks_stylegan2 training.networks",
     "Discriminator": "training.networks_stylegan2 training.networks",
@@ -287,16 +282,22 @@ def _reconstruction(key: str, net: torch.nn.Module) -> bytes:
         "_parameters": {k: _on_cpu(t) for k, t in net.named_parameters()},
         "_buffers": {k: _on_cpu(t) for k, t in net.named_buffers()},
     }
-    source = _BANKED_SOURCE if filter_bank.KEY in kwargs else _SOURCE
     meta = {
         "type": "class",
         "version": 6,
-        "module_src": source.format(name=name, hosts=_HOSTS[name]),
+        "module_src": _source(name, net),
         "class_name": name,
         "state": state,
     }
     function = b"torch_utils.persistence\n_reconstruct_persistent_obj\n"
     return pickle.GLOBAL + function + _body(meta) + pickle.TUPLE1 + pickle.REDUCE
+
+
+def _source(name: str, net: torch.nn.Module) -> str:
+    for method in makers(net):
+        text = f"this generator was made by the method {method.name} of stylegan2-fewshot"
+        return f"raise ImportError({'; '.join([text, *filter(None, [method.ordinary])])!r})\n"
+    return _SOURCE.format(name=name, hosts=_HOSTS[name])
 
 
 def _describe(key: str, net: torch.nn.Module) -> dict[str, Any]:

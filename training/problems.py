@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from stylegan2_fewshot.files import printable
@@ -55,7 +56,7 @@ class Findings:
         """Return one line per kind of problem; none if the images make a data set."""
         lines = [f"{self.broken.count} unreadable: {self.broken}"] if self.broken.count else []
         for mode in sorted({kind.mode for kind in self.kinds} - CHANNELS.keys()):
-            group = self._merged(lambda kind, mode=mode: kind.mode == mode)
+            group = self._merged(partial(_has_mode, mode))
             lines.append(f"{group.count} {mode}, not 8-bit grey, RGB or RGBA: {group}")
         if (group := self._merged(lambda kind: not _is_square(kind), sizes=True)).count:
             lines.append(f"{group.count} not square: {group}")
@@ -68,14 +69,12 @@ class Findings:
     def _mixtures(self) -> list[str]:
         lines = []
         squares = [kind for kind in self.kinds if _is_square(kind)]
-        sizes = {
-            f"{side}x{side}": lambda kind, side=side: kind.width == kind.height == side
-            for side in sorted({kind.width for kind in squares})
-        }
+        sides = sorted({kind.width for kind in squares})
+        sizes = {f"{side}x{side}": partial(_has_side, side) for side in sides}
         if len(sizes) > 1:
             lines.append(f"several sizes: {self._listed(sizes)}")
         modes = {
-            mode: lambda kind, mode=mode: kind.mode == mode
+            mode: partial(_has_mode, mode)
             for mode in CHANNELS
             if any(kind.mode == mode for kind in self.kinds)
         }
@@ -105,7 +104,7 @@ class Findings:
                 merged.count += group.count
         return merged
 
-    def _listed(self, described: dict[str, Callable[[Header], bool]]) -> str:
+    def _listed(self, described: Mapping[str, Callable[[Header], bool]]) -> str:
         groups = {text: self._merged(belongs) for text, belongs in described.items()}
         common = sorted(groups, key=lambda text: -groups[text].count)
         shown = [f"{groups[text].count} {text} ({groups[text]})" for text in common[:_SHOWN_KINDS]]
@@ -130,7 +129,15 @@ def left_out(names: Iterable[str]) -> str:
 
 
 def _power_below(side: int) -> int:
-    return 2 ** (max(LEAST_SIDE, min(side, 1024)).bit_length() - 1)
+    return 1 << (max(LEAST_SIDE, min(side, 1024)).bit_length() - 1)
+
+
+def _has_mode(mode: str, kind: Header) -> bool:
+    return kind.mode == mode
+
+
+def _has_side(side: int, kind: Header) -> bool:
+    return kind.width == kind.height == side
 
 
 def _is_square(kind: Header) -> bool:

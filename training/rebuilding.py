@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stylegan2_fewshot.augment import AugmentPipe
-from stylegan2_fewshot.methods.bank import filters as filter_bank
+from stylegan2_fewshot.networks import rebuilders
 
 from .networks import Discriminator, Generator
 from .unpickler import PickleError, one_line
@@ -81,19 +81,30 @@ def skeleton(
 def constructed(
     key: str, args: Iterable[Any], kwargs: Mapping[str, Any], limit: int
 ) -> torch.nn.Module:
-    """Construct a network, with its banks; it may ask for no more layers than it has tensors."""
+    """Construct a network, as the methods made it; of no more layers than it has tensors."""
     cls = CLASSES[key]
-    plain = {k: v for k, v in kwargs.items() if k != filter_bank.KEY or cls is not Generator}
+    plain, made = _parted(key, kwargs)
     given = inspect.signature(cls).bind(*args, **plain).arguments
     for arguments in (given, given.get("mapping_kwargs") or {}):
         if isinstance(depth := arguments.get("num_layers"), int) and depth > limit:
             raise PickleError(f"num_layers is {depth}, but there are only {limit} tensors")
     net = cls(*args, **plain)
-    if plain != kwargs:
-        if not 1 <= (size := kwargs[filter_bank.KEY]["size"]) <= limit:
-            raise PickleError(f"a bank has {size} filter sets, but there are only {limit} tensors")
-        filter_bank.install(net, **kwargs[filter_bank.KEY])
+    for name, arguments in made.items():
+        method = rebuilders()[name]
+        for count in method.tensor_counts:
+            if not 1 <= (number := arguments[count]) <= limit:
+                raise PickleError(
+                    f"{count} of the {name} is {number}, but there are only {limit} tensors"
+                )
+        method.rebuild(net, **arguments)
     return net
+
+
+def _parted(key: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments of a network's class, and by key those of the methods that made it."""
+    keys = rebuilders() if CLASSES[key] is Generator else {}
+    made = {name: value for name, value in kwargs.items() if name in keys}
+    return {name: value for name, value in kwargs.items() if name not in made}, made
 
 
 def _refuse_misfit(key: str, want: Mapping[str, Tensor], have: Mapping[str, Tensor]) -> None:
@@ -114,7 +125,7 @@ def try_out(key: str, args: Iterable[Any], kwargs: Mapping[str, Any]) -> None:
 
     What its constructor only keeps, and would stop a training or a picture later, shows here.
     """
-    own = {k: v for k, v in kwargs.items() if k != filter_bank.KEY or key not in ("G", "G_ema")}
+    own, _ = _parted(key, kwargs)
     try:
         with torch.device("meta"), torch.no_grad():
             net = CLASSES[key](*args, **own).eval()

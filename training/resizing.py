@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stylegan2_fewshot.networks import rebuilders
 from stylegan2_fewshot.ops import downsample2d
 from stylegan2_fewshot.ops.reference import ACTIVATIONS
-from stylegan2_fewshot.plugin import rebuilders
 
 from .networks import Discriminator, Generator, resolutions_up_to
 from .pickles import NetworkPickle

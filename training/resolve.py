@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from stylegan2_fewshot import Plugins, trust
+from stylegan2_fewshot.external import load_external
 from stylegan2_fewshot.options import all_options, parse, switch
 from stylegan2_fewshot.options import resolve as resolved
-from stylegan2_fewshot.plugin import load_external
 
 from . import fewshot, presets, run_dir
 

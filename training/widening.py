@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from stylegan2_fewshot.methods.prior.projection import add_unconditional_term
+from stylegan2_fewshot.projection import add_unconditional_term
 
 from .networks import Discriminator, Generator, MappingNetwork, normalize_2nd_moment
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .. import stats
 from ..features import features_of, layers_of
-from ..plugin import Plugin, Run, Step, register, synthesis_of
+from ..networks import synthesis_of
+from ..plugin import Plugin, Run, Step, register
 
 
 def contrast(adapted: Tensor, source: Tensor, temperature: float) -> Tensor:

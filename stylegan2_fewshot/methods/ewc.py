@@ -16,7 +16,8 @@ from torch import Tensor
 from .. import distributed, files, patterns, stats
 from .. import fisher as fisher_information
 from ..fisher import Fisher
-from ..plugin import Plugin, Run, Step, labels_beside, register
+from ..networks import labels_beside
+from ..plugin import Plugin, Run, Step, register
 
 PHASES = {"Gmain": "G", "Dfake": "D"}
 

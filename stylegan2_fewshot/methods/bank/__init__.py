@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ...drawing import DrawOptions
 from ...plugin import Plugin, Run, register
-from .filters import KEY, banks_of, candidates, held, install
+from .filters import KEY, banks_of, candidates, held, install, parse_route
 
 
 def choose_layers(patterns: str, names: list[str]) -> list[str]:
@@ -22,6 +23,23 @@ def choose_layers(patterns: str, names: list[str]) -> list[str]:
             known = ", ".join(names)
             raise ValueError(f"--bank-layers={patterns}: no layer {pattern!r}; there are {known}")
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)]
+
+
+class BankDrawing(DrawOptions):
+    """Routes through the filter banks.
+
+    Args:
+        route: Filter set of each bank, such as 3,1,4; mean; or random, which follows from the
+            seed.
+    """
+
+    option_names: ClassVar = {"route": "route"}
+
+    def __init__(self, *, route: str = "random") -> None:
+        self.route = route
+
+    def synthesis(self, G: Any) -> dict[str, Any] | None:
+        return None if self.route == "random" else {"route": parse_route(self.route, G)}
 
 
 @register("bank")
@@ -46,6 +64,12 @@ class Bank(Plugin):
     neutral: ClassVar = {"size": 1}
     rebuilds = True
     network_key = KEY
+    tensor_counts = ("size",)
+    ordinary = (
+        "make an ordinary network of one route first: "
+        "python -m tools.bank_export IN.pkl OUT.pkl --route=mean"
+    )
+    draws = BankDrawing
 
     def __init__(self, *, size: int = 1, layers: str = "", jitter: float = 0.01) -> None:
         super().__init__()

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ...plugin import Plugin, Run, register
+from ...projection import add_unconditional_term
 from .clusters import fitted
+from .drawing import PriorDrawing, pool
 from .instances import (
     Instances,
     beside,
@@ -22,7 +24,6 @@ from .instances import (
     save,
     some,
 )
-from .projection import add_unconditional_term
 
 
 @register("prior")
@@ -44,6 +45,7 @@ class Prior(Plugin):
 
     neutral: ClassVar = {"prior": None}
     companion = ".prior.npz"
+    draws = PriorDrawing
 
     def __init__(
         self, *, prior: str | None = None, center: bool = True, permute: bool = False
@@ -54,9 +56,9 @@ class Prior(Plugin):
         self._kept: Instances | None = None  # what lies beside a snapshot
 
     @classmethod
-    def labels_beside(cls, network: Path) -> Tensor | None:
+    def labels_beside(cls, network: Path, sampling: str = "train") -> Tensor | None:
         kept = beside(network)
-        return kept.vectors if kept else None
+        return pool(kept, sampling) if kept else None
 
     def condition(self, dataset: Any) -> Any:
         if self.prior is None:

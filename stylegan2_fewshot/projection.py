@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ...ops.reference import ACTIVATIONS
+from .ops.reference import ACTIVATIONS
 
 
 @torch.no_grad()
