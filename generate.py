@@ -33,7 +33,7 @@ def rows_of(seeds: Seeds, images: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
 def refuse_contradictions(
     seeds: Seeds | None, projected_w: str | None, grids: bool, drawing: Drawing
 ) -> None:
-    """Raise where options cannot be had together."""
+    """Raise where options contradict each other."""
     if (seeds is None) == (projected_w is None):
         raise ValueError("give either --seeds or --projected-w")
     if projected_w and (grids or drawing.class_idx is not None):

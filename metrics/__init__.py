@@ -48,7 +48,7 @@ def usable(
     Detectors are found, downloaded where need be, and loaded.
 
     Raises:
-        ValueError: A name is no metric's.
+        ValueError: There is no metric of a name.
     """
     metrics = {name: find(name) for name in names}
     troubles: dict[str, str] = {}
@@ -104,8 +104,8 @@ def compute(
         show: Whether to show progress bars.
 
     Raises:
-        DetectorMissing: A detector cannot be had; ask `usable` first.
-        ValueError: A name is no metric's, or the images cannot give it.
+        DetectorMissing: A detector is unavailable; ask `usable` first.
+        ValueError: There is no metric of a name, or the images cannot give it.
     """
     subject = Subject(G, dataset if labels is None else labels, seed, torch.device(device))
     pairs, expected = _prepared(names, dataset, reference, subject.device, trust)

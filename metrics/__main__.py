@@ -144,7 +144,7 @@ def _keep(result: dict[str, Any], options: dict[str, Any]) -> None:
         options["out"].mkdir(parents=True, exist_ok=True)
         metrics.append(options["out"], result)
     elif result["kimg"] is not None and (run / "training_options.json").is_file():
-        # With nimg, training that goes on from an older state knows to drop it.
+        # With nimg, training that resumes from an older state knows to drop it.
         metrics.append(run, {**result, "nimg": round(1000 * result["kimg"])})
 
 

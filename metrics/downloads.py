@@ -23,7 +23,7 @@ _CHUNK = 1 << 20
 
 
 class SourceError(ValueError):
-    """A file that cannot be had: the message names it, what happened and what to do."""
+    """A file that is unavailable: the message names it, what happened and what to do."""
 
 
 def anything(start: bytes) -> str | None:
@@ -203,4 +203,4 @@ def _reason(error: Exception) -> str:
 def _advice(error: Exception, path: Path) -> str:
     if _is_final(error):
         return "check the URL, or download the file by other means and give its path"
-    return f"run again to go on from there, or put the file at {path}"
+    return f"run again to resume the download, or put the file at {path}"

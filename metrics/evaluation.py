@@ -69,10 +69,6 @@ class Evaluation:
         """Return features of the reference set; `selection` as in `Reals`."""
         return self.features_of(self.reference, detector, **selection)
 
-    def train_features(self, detector: Detector) -> Tensor:
-        """Return features of the training set as it is trained on, mirror images included."""
-        return self.features_of(self.dataset, detector, mirrored=True)
-
     def train_images(self) -> Reals:
         """Return the images of the training set as it is trained on."""
         return Reals(self.dataset, mirrored=True)

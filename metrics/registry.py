@@ -189,7 +189,6 @@ _PR_AS_PUBLISHED = Metric(
 )
 _PR = Metric(_precision_recall, "nvidia-vgg16", 50_000, better="higher")
 _DC = Metric(_density_coverage, "mobilenetv2", 50_000, better="higher")
-_IS = Metric(_inception_score, "inception-probabilities", 50_000, better="higher")
 
 METRICS = {
     # Against the whole reference set, without mirror images.
@@ -198,7 +197,7 @@ METRICS = {
     "pr50k3_full": replace(_PR_AS_PUBLISHED, max_reals=200_000),
     "fd50k_full": replace(_FID, detector=""),
     "dc50k5_full": replace(_DC, max_reals=200_000),
-    "is50k": _IS,
+    "is50k": Metric(_inception_score, "inception-probabilities", 50_000, better="higher"),
     "ppl2_wend": _path("w", "end", crop=False),
     # Few shots: 5,000 fakes against all held-out images; copies of the training images.
     "fid5k_full": replace(_FID, num_fakes=5_000),
@@ -207,7 +206,6 @@ METRICS = {
     "kid1k_full": replace(_KID, function=_kernel_of_few, num_fakes=1_000),
     "pr5k3_full": replace(_PR, num_fakes=5_000),
     "dc5k5_full": replace(_DC, num_fakes=5_000),
-    "is5k": replace(_IS, num_fakes=5_000),
     "lpips1k_intra": Metric(_intra_cluster, "lpips-vgg16", 1_000, better="higher"),
     "lpips1k_intra@256": Metric(_INTRA_AT_256, "lpips-vgg16", 1_000, better="higher"),
     "nn1k": Metric(_nearness, "mobilenetv2", 1_000, better="higher", unseen=True),
@@ -283,7 +281,7 @@ def check(metric: Metric, dataset: Any, reference: Any) -> None:
     if metric.function in (_intra_cluster, _INTRA_AT_256) and trained > _MOST_CLUSTERS:
         raise ValueError(
             f"{metric.name}: training images must be at most {_MOST_CLUSTERS}, got {trained}; "
-            "leave this metric away"
+            "drop this metric"
         )
     number = len((dataset if reference is None else reference).file_names)
     if number < _FEWEST_REALS:

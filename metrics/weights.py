@@ -23,7 +23,7 @@ SEARCH_PATH = "STYLEGAN2_FEWSHOT_DETECTORS"
 
 
 class DetectorMissing(ValueError):
-    """A feature network that cannot be had: the message names file, hash and where to put it."""
+    """A feature network that is unavailable; names the file, its hash and where to put it."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def open_checkout(path: Path) -> Host:
     """Put a checkout first on the import path, so that `training` and `train` are its own.
 
     Raises:
-        ValueError: It is no such checkout, or another `training` has been imported already.
+        ValueError: It is not such a checkout, or another `training` has been imported already.
     """
     path = path.resolve()
     if missing := [name for name in _FILES if not (path / name).is_file()]:

@@ -72,7 +72,11 @@ def parse_version(host: Host, device: torch.device, processes: int) -> str | Non
     """Every torch: stylegan3 imports `pkg_resources.parse_version`, and setuptools has left
     pkg_resources out since its version 82. It has to stand in before stylegan3 is imported."""
     stands_in = getattr(sys.modules.get("pkg_resources"), "__spec__", None) is None
-    return "pkg_resources is stood in for" if stands_in and host.name == "stylegan3" else None
+    return (
+        "pkg_resources is replaced by a stand-in"
+        if stands_in and host.name == "stylegan3"
+        else None
+    )
 
 
 def provide_parse_version() -> None:

@@ -198,7 +198,7 @@ class Session:
         self._loss.pl_mean.copy_(kept["pl_mean"])
         self._loss.cur_nimg = kept["cur_nimg"]
         if self._rank == 0:
-            print(f"The plugins go on from {kept['cur_nimg'] / 1000:.1f} kimg")
+            print(f"The plugins resume from {kept['cur_nimg'] / 1000:.1f} kimg")
 
     def _save(self, snapshot: Path) -> None:
         """Write the plugins' state beside a snapshot."""

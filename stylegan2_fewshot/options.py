@@ -195,7 +195,7 @@ def augmentations(text: str) -> list[str]:
     """Return the plugins that `--aug=text` names; `noaug` names none.
 
     Raises:
-        ValueError: One of them is no augmentation, or is named twice.
+        ValueError: One of them is not an augmentation, or is named twice.
     """
     names = [] if text == "noaug" else text.split(",")
     known = [name for name, cls in registry().items() if cls.augmentation]

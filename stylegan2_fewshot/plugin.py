@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import inspect
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -464,6 +465,23 @@ def check(cls: type[Plugin], name: str) -> None:
             )
     if all(getattr(cls, hook) is getattr(Plugin, hook) for hook in HOOKS):
         raise TypeError(f"plugin {name!r} overrides no hook; hooks are {', '.join(HOOKS)}")
+
+
+@contextmanager
+def isolated(*, empty: bool = False) -> Iterator[None]:
+    """Forget afterwards what is registered inside; for tests.
+
+    Args:
+        empty: Start without our own methods.
+    """
+    before = dict(_REGISTRY)
+    if empty:
+        _REGISTRY.clear()
+    try:
+        yield
+    finally:
+        _REGISTRY.clear()
+        _REGISTRY.update(before)
 
 
 def registry() -> dict[str, type[Plugin]]:

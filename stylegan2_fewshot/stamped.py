@@ -38,7 +38,7 @@ def read(path: Path, kind: str, remedy: str) -> tuple[dict[str, Tensor], dict[st
         ValueError: Anything is missing or differs.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such {kind}; {remedy}")
+        raise ValueError(f"{path}: no such {kind}; {remedy}")
     with refusing(path, f"not a {kind}, or damaged", remedy):
         arrays = npz.read(path)
         meta = json.loads(arrays.pop("meta").item())

@@ -342,7 +342,7 @@ def test_state_round_trips_in_the_middle_of_an_interval():
 
 
 def test_state_is_that_of_all_ranks_after_every_iteration(monkeypatch):
-    """Rank 0's state is what all ranks go on from after an interruption."""
+    """Rank 0's state is what all ranks resume from after an interruption."""
     plugin = ready(ADA())
     monkeypatch.setattr(distributed, "sum_", lambda mine: mine.mul_(2))  # another rank saw the same
     train(plugin, [1.0, 0.5, 0.5])

@@ -14,10 +14,10 @@ from stylegan2_fewshot.plugin import Plugins, Run, Step
 SIZE = 4  # images per micro-batch
 
 
-def make(*, p=0.0, dataset=None, batch_size=8, resumed=None, **options):
+def make(*, p=0.0, batch_size=8, resumed=None, **options):
     apa = APA(**options)
     nothing = torch.nn.Identity()
-    apa.setup(Run(nothing, nothing, dataset, batch_size=batch_size, resumed=resumed))
+    apa.setup(Run(nothing, nothing, batch_size=batch_size, resumed=resumed))
     apa.adaptive.p.fill_(p)
     return apa
 
@@ -178,7 +178,7 @@ def test_state_round_trips_in_the_middle_of_an_interval():
 
 
 def test_state_is_that_of_all_ranks_after_every_iteration(monkeypatch):
-    """Rank 0's state is what all ranks go on from after an interruption."""
+    """Rank 0's state is what all ranks resume from after an interruption."""
     apa = make(kimg=1)
     monkeypatch.setattr(distributed, "sum_", lambda mine: mine.mul_(2))  # another rank saw the same
     for iteration in range(3):
@@ -229,45 +229,6 @@ def test_ranks_share_p_and_draw_on_their_own(tmp_path):
     (p, c), (other_p, other_c) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert p == other_p == pytest.approx(0.5 - 8 * 4 / 1000)
     assert not c.equal(other_c)
-
-
-class Digits:
-    """Two classes of two images each; an image's colour is its index."""
-
-    def __len__(self):
-        return 4
-
-    def get_label(self, index):
-        return np.eye(2, dtype=np.float32)[index % 2]
-
-    def __getitem__(self, index):
-        return np.full([3, 2, 2], 10 * index, dtype=np.uint8), self.get_label(index)
-
-
-@pytest.mark.parametrize("flip", ["fake", "both"])
-def test_flipping_fakes_shows_reals_of_their_label(flip):
-    apa = make(p=1, max_=1, dataset=Digits(), flip=flip)
-    c, fakes = torch.eye(2)[torch.arange(64) % 2], images(0.5, 64)
-    img = apa.augment(fakes, Step("Dfake", c=c, img=fakes))
-    index = ((img[:, 0, 0, 0] + 1) * 12.75).round()
-    assert set(index.tolist()) == {0, 1, 2, 3}
-    assert (index % 2).equal(c[:, 1])
-    generate(apa, 5)
-    shown, _ = apa.real_images(images(0), labels(0), Step("Dreal"))
-    assert shown.equal(images(5 if flip == "both" else 0))
-
-
-def test_flipping_reals_leaves_fakes_alone():
-    apa = make(p=1, dataset=Digits())
-    fakes = images(0.5)
-    assert apa.augment(fakes, Step("Dfake", c=torch.eye(2)[[0, 1, 0, 1]], img=fakes)) is fakes
-
-
-def test_flipping_fakes_after_another_augmentation_is_refused():
-    apa = make(p=1, dataset=Digits(), flip="fake")
-    step = Step("Dfake", c=torch.eye(2), img=images(0, 2))
-    with pytest.raises(ValueError, match="--aug=apa,ada"):
-        apa.augment(images(1, 2), step)
 
 
 @pytest.mark.parametrize("wrong", [{"target": 1.5}, {"kimg": 0}, {"max_": 1.1}, {"max_": -0.1}])

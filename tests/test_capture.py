@@ -28,8 +28,6 @@ CASES = [
     {"ada": {}},
     {"fixed": {"p": 0.5}},
     {"diffaugment": {}},
-    {"apa": {"flip": "fake"}},
-    {"apa": {"flip": "both"}},
     {"bank": {"size": 2}},
     {"tune": {"tune": "*.torgb.*"}},
     {"fsgan": {"fsgan": "GD"}},

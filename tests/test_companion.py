@@ -12,7 +12,7 @@ import generate
 import train
 from stylegan2_fewshot.external import load_external
 from stylegan2_fewshot.options import options_of
-from stylegan2_fewshot.plugin import find
+from stylegan2_fewshot.plugin import find, isolated
 from tools import convert
 from training import pickles
 
@@ -71,6 +71,12 @@ class Tone(Plugin):
 
 def run(command, *arguments):
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_registry():
+    with isolated():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -226,7 +226,7 @@ def test_bytes_damaged_in_a_zip_are_found(tmp_path: Path) -> None:
 
 
 def test_bad_places(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="gone: there is no such folder or ZIP"):
+    with pytest.raises(ValueError, match="gone: no such folder or ZIP"):
         ImageDataset(tmp_path / "gone")
     write(tmp_path, {"text.zip.txt": b"text"})
     with pytest.raises(ValueError, match="neither a folder nor a complete ZIP"):

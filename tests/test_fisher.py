@@ -321,7 +321,7 @@ def test_objects_are_never_unpickled(file):
 
 
 def test_missing_file_and_unfinished_estimate_are_refused(file):
-    with pytest.raises(ValueError, match="there is no such Fisher file"):
+    with pytest.raises(ValueError, match="no such Fisher file"):
         fisher_file.load(file.with_name("other.npz"))
     stamped.write(file, {"squares": torch.zeros(2)}, {"likelihood": "log sigmoid D(G(z))"})
     with pytest.raises(ValueError, match="unfinished"):

@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_be_made(network: Path, tmp_path: Path) -> None:
 def test_bad_classes(network: Path, conditional: Path, tmp_path: Path) -> None:
     options = ("--seeds", 0, "--outdir", tmp_path)
     no_classes = run("--network", network, "--class", 1, *options)
-    assert_one_line(no_classes, "--class=1: the network has no classes; leave it out")
+    assert_one_line(no_classes, "--class=1: the network has no classes; drop it")
     missing = run("--network", conditional, *options)
     assert_one_line(missing, "--class: the network needs a class from 0 to 2")
     for index in (-1, 3):
@@ -274,7 +274,7 @@ def test_directions_move_latents(network: Path, tmp_path: Path) -> None:
         f"{file}:2=1": "no direction 2; the last is 1",
         f"{file}:1=nan": f"--direction={file}:1=nan",
         f"{file}": "write FILE:3=2.5",
-        "gone.npz:0=1": "there is no such file of directions",
+        "gone.npz:0=1": "no such file of directions",
     }.items():
         result = run(*options, f"--direction={text}")
         assert result.exit_code == 2 and message in result.output

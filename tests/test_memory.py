@@ -18,9 +18,13 @@ class Greedy(Plugin):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
-def test_training_ends_in_one_line_and_leaves_the_network(tiny_options, tmp_path, monkeypatch):
-    monkeypatch.setattr(plugin, "_REGISTRY", plugin.registry())
-    plugin.register("greedy")(Greedy)
+@pytest.fixture
+def greedy():
+    with plugin.isolated():
+        yield plugin.register("greedy")(Greedy)
+
+
+def test_training_ends_in_one_line_and_leaves_the_network(tiny_options, tmp_path, greedy):
     tiny_options["plugins"] = {"greedy": {}}
     tiny_options["D"]["epilogue_kwargs"] = {"mbstd_group_size": 1}
     with pytest.raises(ValueError, match=r"^out of memory with --batch-gpu=2; try --batch-gpu=1"):
@@ -32,7 +36,7 @@ def test_training_ends_in_one_line_and_leaves_the_network(tiny_options, tmp_path
     "batch, per_gpu, group, expected",
     [
         (32, 32, 4, "try --batch-gpu=16"),
-        (12, 12, 4, "try --batch-gpu=4"),  # 6 is no multiple of the group
+        (12, 12, 4, "try --batch-gpu=4"),  # 6 is not a multiple of the group
         (16, 4, 4, "which is the least; try --mbstd-group=1"),
     ],
 )

@@ -149,7 +149,7 @@ def test_detector_is_part_of_the_name_unless_usual():
         ("fd5k_full", "name a detector, as fd5k_full@mobilenetv2"),
         ("lpips1k_intra@mobilenetv2", "does not give what this metric needs"),
         ("kid5k_full@lpips-vgg16", "does not give what this metric needs"),
-        ("is5k@mobilenetv2", "does not give what this metric needs"),
+        ("is50k@mobilenetv2", "does not give what this metric needs"),
     ],
 )
 def test_what_makes_no_sense_is_refused(name, message):
@@ -477,7 +477,7 @@ def _refuse(*_):
 def test_cache_knows_images_by_content(tmp_path, ten):
     before_and_after = Evaluation(Subject(ToyGenerator()), ten, show=False)
     detector = detectors.load("mobilenetv2")
-    before = before_and_after.train_features(detector)
+    before = before_and_after.features_of(ten, detector)
     Image.new("RGB", (8, 8)).save(tmp_path / "ten" / "000.png")
     changed = before_and_after.features_of(ImageDataset(tmp_path / "ten"), detector)
     assert changed[0].eq(0).all() and torch.equal(changed[1:], before[1:])

@@ -10,7 +10,6 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from stylegan2_fewshot import plugin
 from stylegan2_fewshot.options import (
     Command,
     PluginCommand,
@@ -21,7 +20,7 @@ from stylegan2_fewshot.options import (
     switch,
     title,
 )
-from stylegan2_fewshot.plugin import Plugin, register, registry
+from stylegan2_fewshot.plugin import Plugin, isolated, register, registry
 
 ALL = list(registry().values())
 SAMPLES = {float: 0.5, int: 2, str: "some text", bool: True}
@@ -82,7 +81,6 @@ def test_switching_on_changes_nothing_else(cls):
     on = switch(cls) if cls.augmentation else as_argument(first, sample(first))
     arguments = parse(read(on))[cls.name]
     defaults = {option.parameter: option.default for option in options_of(cls)}
-    assert cls.augmentation or first.parameter in arguments
     assert arguments == defaults | ({} if cls.augmentation else {first.parameter: sample(first)})
 
 
@@ -96,9 +94,13 @@ class _Toy(Plugin):
 
 
 @pytest.fixture
-def toys(monkeypatch):
+def toys():
     """Four plugins in place of the real ones."""
-    monkeypatch.setattr(plugin, "_REGISTRY", {})
+    with isolated(empty=True):
+        yield register_toys()
+
+
+def register_toys():
 
     @register("blur")
     class Blur(_Toy):

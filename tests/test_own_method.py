@@ -12,10 +12,17 @@ import torch
 
 from stylegan2_fewshot import laws
 from stylegan2_fewshot.external import load_external
+from stylegan2_fewshot.plugin import isolated
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "your-own-method.md").read_text()
 SIZE = "--cbase=64 --cmax=8 --zdim=8 --map-depth=1 --batch=4 --gamma=0.1 --pl-weight=0 --ops=torch"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_registry():
+    with isolated():
+        yield
 
 
 @pytest.fixture
@@ -68,5 +75,5 @@ def test_it_trains_to_two_snapshots_shows_in_the_status_line_and_resumes(
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"--plugin=.*nowhere.py:Damp: there is no such file"):
+    with pytest.raises(ValueError, match=r"--plugin=.*nowhere.py:Damp: no such file"):
         load_external(f"{tmp_path}/nowhere.py:Damp")

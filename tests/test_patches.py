@@ -133,7 +133,7 @@ def test_state_is_saved_and_goes_on(first, source, tmp_path):
     snapshot = run_dir(outdir) / "network-snapshot-000024.pkl"
     ended = train(tmp_path, f"--resume={snapshot}", *METHODS)
     assert ended.returncode == 0, ended.stderr
-    assert "The plugins go on from 0.0 kimg" in ended.stdout
+    assert "The plugins resume from 0.0 kimg" in ended.stdout
     before, after = state_of(outdir, 24), state_of(tmp_path, 24)
     assert (before["cur_nimg"], after["cur_nimg"]) == (24, 48)
     assert before["source"] == after["source"] == str(source)

@@ -326,7 +326,7 @@ def construct(options):
 
 
 def test_mistakes_of_training_are_one_line_each(options, trained, features, tiny_data, tmp_path):
-    with pytest.raises(ValueError, match="leave --cond away"):
+    with pytest.raises(ValueError, match="drop --cond"):
         labels = {"labels": [[f"{number}.png", number] for number in range(8)]}
         (tiny_data / "dataset.json").write_text(json.dumps(labels))
         construct({**options, "dataset": {**options["dataset"], "use_labels": True}})

@@ -99,7 +99,7 @@ def test_interrupted_download_goes_on_where_it_stopped(server):
 def test_a_later_call_goes_on_where_an_earlier_one_gave_up(server, tmp_path):
     server.cuts = [100, 200, 300]
     with pytest.raises(
-        SourceError, match=r"b.pkl: the connection failed; run again to go on from there"
+        SourceError, match=r"b.pkl: the connection failed; run again to resume the download"
     ):
         fetch(server.url)
     assert files_in(tmp_path / "cache") == {".part", ".part.version", ".lock"}

@@ -99,9 +99,9 @@ def test_a_projection_is_conditioned_on_what_the_backbone_sees_in_the_image(
 ) -> None:
     G = pickles.load(with_prior).G_ema
     own = {"backbone": str(with_prior.parent / "backbone.pt"), "trust": conditions.Trust(True)}
-    c = conditions.of_images(
-        [str(photo)], instances.load(instances.companion(with_prior)), G, **own
-    )
+    kept = instances.load(instances.companion(with_prior))
+    named = (kept.meta["backbone"], kept.meta["backbone_sha256"])
+    c = kept.condition_of(conditions.see([str(photo)], *named, G, **own))
     w, made = projected(with_prior, photo, *trusted(with_prior))
     np.testing.assert_array_equal(w[0, 0], w[0, -1])
     starts = torch.stack([_mean_w(G, condition) for condition in (c, torch.zeros_like(c))])

@@ -60,7 +60,7 @@ def table(runs: Runs) -> str:
 
 
 def metric_names(runs: Runs) -> list[str]:
-    """Return the names of all metrics of all runs, in order of the alphabet."""
+    """Return the names of all metrics of all runs, alphabetically."""
     return sorted({name for metrics in runs.values() for name in metrics})
 
 

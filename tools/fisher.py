@@ -70,7 +70,7 @@ def main(
     """Estimate the Fisher information of NETWORK_PKL (path, URL or short name) for EWC.
 
     Several processes share the work: torchrun --nproc-per-node=N -m tools.fisher ...
-    An interrupted estimate goes on where it was when the same command is given again.
+    An interrupted estimate resumes when the same command is given again.
     """
     torch.backends.cudnn.allow_tf32 = False  # squares double what a gradient is off by
     place = distributed.init(device)

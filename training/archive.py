@@ -168,7 +168,7 @@ def open_source(path: Path) -> Source:
     if path.is_dir():
         return Folder(path)
     if not path.exists():
-        raise ValueError(f"{path}: there is no such folder or ZIP")
+        raise ValueError(f"{path}: no such folder or ZIP")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: neither a folder nor a complete ZIP; pack it anew")
     return Zip(path)

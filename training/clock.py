@@ -46,7 +46,7 @@ class Clock:
         self.sec_per_kimg = trained / max(cur_nimg - self._nimg, 1) * 1000
 
     def resume(self, cur_nimg: int, *, saved: bool = False) -> None:
-        """Go on measuring training.
+        """Resume measuring training.
 
         Args:
             cur_nimg: Images shown so far.

@@ -140,7 +140,7 @@ def _refuse_contradiction(options: Mapping[str, Any], key: str, net: nn.Module) 
         if wanted != (have := _argument(net, path)):
             raise ValueError(
                 f"{option}: the network of --resume={options['resume']} has {place}={have}, not "
-                f"{wanted}; leave the option out, since the architecture comes from the network"
+                f"{wanted}; drop the option, since the architecture comes from the network"
             )
 
 

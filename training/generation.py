@@ -31,7 +31,7 @@ _REMEDY = "make one with python -m tools.directions"
 
 
 def newest_network(place: str | os.PathLike[str]) -> str:
-    """Return the newest network of a run directory; whatever is no folder is returned as it is.
+    """Return the newest network of a run directory; anything but a folder is returned as it is.
 
     Raises:
         ValueError: The folder has no network.
@@ -210,7 +210,7 @@ class Subject:
     def _of_class(self, index: int | None) -> Callable[[int], Tensor]:
         c_dim = self.G.c_dim
         if c_dim == 0 and index is not None:
-            raise ValueError(f"--class={index}: the network has no classes; leave it out")
+            raise ValueError(f"--class={index}: the network has no classes; drop it")
         if c_dim > 0 and (index is None or index not in range(c_dim)):
             given = "" if index is None else f"={index}"
             raise ValueError(f"--class{given}: the network needs a class from 0 to {c_dim - 1}")

@@ -60,7 +60,7 @@ def load(path_or_url: str | os.PathLike[str], *, needs: Sequence[str] = NEEDED) 
     Raises:
         PickleError: The file is damaged, is something else, asks for a name that no network needs,
             or holds networks that the classes of this project cannot represent.
-        SourceError: The file cannot be had.
+        SourceError: The file is unavailable.
     """
     path = sources.fetch(path_or_url)
     try:
@@ -226,7 +226,7 @@ def _tensors(layers: Iterable[tuple[str, Object]]) -> dict[str, Tensor]:
 def _members(record: Object, kind: str, cls: type[Any]) -> Iterator[tuple[str, Any]]:
     members = record.state.get(kind, {})
     if not isinstance(members, dict):
-        raise PickleError(f"{kind} of a {record.class_name[:80]!r} is no dict")
+        raise PickleError(f"{kind} of a {record.class_name[:80]!r} is not a dict")
     for name, value in members.items():
         if value is None:  # registered, but absent
             continue

@@ -139,10 +139,10 @@ class _Storages:
 
     def listed(self, values: object, dtype: torch.dtype) -> Storage:
         if not isinstance(values, list) or len(values) > self._left:
-            raise PickleError("refused a storage that is no list of numbers, or too long")
+            raise PickleError("refused a storage that is not a list of numbers, or is too long")
         self._left -= len(values)
         if not all(isinstance(value, (int, float)) for value in values):
-            raise PickleError("refused a storage that is no flat list of numbers")
+            raise PickleError("refused a storage that is not a flat list of numbers")
         return Storage(torch.tensor(values, dtype=dtype))
 
 
@@ -253,7 +253,7 @@ def _numbers(raw: bytes, dtype: torch.dtype, number: int) -> Tensor:
 def described(pid: Any) -> tuple[Kind, str, int]:
     """Return type, key and number of values of the storage that a persistent identifier names."""
     if not (isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage"):
-        raise PickleError("refused a persistent identifier that is no storage")
+        raise PickleError("refused a persistent identifier that is not a storage")
     kind, key, number = pid[1], pid[2], pid[4]
     if len(pid) == 6 and pid[5] is not None:
         raise PickleError("refused a storage that is a view of another")

@@ -160,7 +160,7 @@ def duration(seconds: float) -> str:
 
 
 def _forget_after(path: Path, cur_nimg: int) -> None:
-    """Drop the lines that a run wrote after the checkpoint it goes on from."""
+    """Drop the lines that a run wrote after the checkpoint that it resumes from."""
     if not path.exists():
         return
     lines = path.read_text(errors="replace").splitlines()

@@ -52,7 +52,7 @@ class Snapshots:
         self.metrics: list[str] = []
 
     def choose_metrics(self) -> None:
-        """Find what the metrics need; training goes on without those that lack something."""
+        """Find what the metrics need; training continues without those that lack something."""
         if names := self._options["metrics"]:
             self.metrics, troubles = metrics.usable(
                 names, self._dataset, self._reference, device=self._device, trust=self._trust

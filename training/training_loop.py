@@ -37,7 +37,7 @@ def train(
     requests: Requests | None = None,
     after_snapshot: Callable[[], None] | None = None,
 ) -> None:
-    """Train, or go on where the newest checkpoint in `run_dir` ends.
+    """Train, or resume from the newest checkpoint in `run_dir`.
 
     Args:
         options: All options of the run, as in its training_options.json.
@@ -135,7 +135,7 @@ class _Run:
         data = batches(self.options, self.dataset, state.cur_nimg, self.device)
         for index, (images, labels) in enumerate(itertools.islice(data, iterations)):
             if index == iterations // 2:
-                stats.collect()  # how it begins is not how it goes on
+                stats.collect()  # the start is not typical of the rest
             self._iterate(images, labels)
         moments = stats.collect()
         state.load(before)

@@ -29,7 +29,7 @@ _WHOLE = (pickletools.pyint, pickletools.pyinteger_or_bool)
 
 
 class PickleError(ValueError):
-    """A file that is no network pickle that can be read: one line with the file and the reason."""
+    """A file that is not a readable network pickle: one line with the file and the reason."""
 
 
 def unpickle(

@@ -21,7 +21,7 @@ from ..plugin import seed_of
 from ..progress import progress
 from .file import FORMAT, LIKELIHOOD, Fisher
 
-BLOCK = 64  # samples between two sums over the ranks; a run goes on from the end of one
+BLOCK = 64  # samples between two sums over the ranks; a run resumes at the end of one
 SAVE_EVERY_SEC = 30
 MAX_BATCH = 32
 VECTOR_BYTES = 256 * 2**20  # per-sample gradients held at once
@@ -218,7 +218,7 @@ def estimate(
         network: Name in the pickle of what is given as G.
         batch: Samples whose gradients are held at once; None for what fits into 256 MiB.
         vectorized: Differentiate a batch at once instead of sample by sample.
-        partial: Where an interrupted estimate is kept, to go on from.
+        partial: Where an interrupted estimate is kept, to resume from.
     """
     job = Estimator(G, D, settings, labels)
     meta = _stamp(job, source, network)

@@ -63,8 +63,7 @@ def load(path: Path, source: Path | None = None, network: str | None = None) -> 
         network: The generator of that pickle that it has to be of, G or G_ema, if that matters.
 
     Raises:
-        ValueError: It is no Fisher file, truncated, its numbers were altered, or it is of another
-            network.
+        ValueError: It is not a Fisher file, is truncated, was altered, or is of another network.
     """
     values, meta = stamped.read(path, "Fisher file", _REMEDY)
     if meta.get("likelihood") != LIKELIHOOD or "standard_error" not in meta:

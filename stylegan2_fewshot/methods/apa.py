@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -50,7 +50,6 @@ class APA(Plugin):
         max_: Upper bound of p, in [0, 1]; at 1, D may never see a real image.
         signal: Measure of overfitting: signs of the real logits, of the fake ones, or of both.
         signal_on: Measure it on the mixed batch, as published, or on what was not replaced.
-        flip: Whose labels are flipped; fake and both also show D real images as generated ones.
     """
 
     augmentation = True
@@ -67,11 +66,9 @@ class APA(Plugin):
         max_: float = 0.99,
         signal: Literal["lambda_r", "lambda_f", "lambda_rf"] = "lambda_r",
         signal_on: Literal["mixed", "real"] = "mixed",
-        flip: Literal["real", "fake", "both"] = "real",
     ) -> None:
         super().__init__()
-        self.signal, self.signal_on, self.flip = signal, signal_on, flip
-        self.capturable = flip == "real"  # others read images by label while training
+        self.signal, self.signal_on = signal, signal_on
         flags = ("--apa-target", "--apa-kimg", "--apa-max")
         self.adaptive = AdaptiveProbability(target, kimg, max_, flags=flags)
         # Real, fake: sum of signs, number; over all ranks, and of this one in this iteration.
@@ -87,30 +84,12 @@ class APA(Plugin):
 
     def setup(self, run: Run) -> None:
         self.adaptive.setup(run)
-        if self.flip != "real":
-            self._dataset, self._members = run.dataset, _by_label(run.dataset)
 
     def real_images(self, img: Tensor, c: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        if self.flip == "fake":
-            return img, c
         fakes, labels = self._fakes[self._passes[step.phase]]
         self._passes[step.phase] += 1
         mask = self._draw(img, step)
         return replace(img, fakes, mask), replace(c, labels, mask)
-
-    def augment(self, img: Tensor, step: Step) -> Tensor:
-        if self.flip == "real" or step.phase != "Dfake" or step.c is None:
-            return img
-        if img is not step.img:
-            raise ValueError(
-                f"--apa-flip={self.flip} needs apa ahead of others, as in --aug=apa,ada"
-            )
-        mask = self._draw(img, step)
-        shown = [
-            self._real_like(c, step).to(img) if flipped else fake
-            for c, flipped, fake in zip(step.c, mask, img, strict=True)
-        ]
-        return torch.stack(shown)
 
     def observe(self, step: Step) -> None:
         if step.phase == "Gmain":
@@ -145,22 +124,3 @@ class APA(Plugin):
         if replaced is not None and self.signal_on == "real":
             keep = (~replaced).to(keep)
         self.batch[int(fake)] += torch.stack([(logits.flatten().sign() * keep).sum(), keep.sum()])
-
-    def _real_like(self, c: Tensor, step: Step) -> Tensor:
-        """Draw a training image in [-1, 1] with the label `c`, so that the fake's label holds."""
-        members = self._members[_key(c.cpu().numpy())]
-        index = torch.randint(len(members), [], generator=self.rng(step, c.device), device=c.device)
-        pixels, _ = self._dataset[members[int(index)]]
-        return torch.as_tensor(pixels).float() / 127.5 - 1
-
-
-def _by_label(dataset: Any) -> dict[bytes, list[int]]:
-    """Return the indices of the images of each label; unlabelled ones share the empty label."""
-    members: dict[bytes, list[int]] = defaultdict(list)
-    for index in range(len(dataset)):
-        members[_key(dataset.get_label(index))].append(index)
-    return dict(members)
-
-
-def _key(label: Any) -> bytes:
-    return bytes(label.astype("float32").tobytes())

@@ -121,7 +121,7 @@ def read(data: bytes) -> Content:
 
 def _read(key: str, state: object, given: object, mean: object, limit: int) -> Parts:
     if not isinstance(state, dict) or not all(isinstance(t, TensorView) for t in state.values()):
-        raise PickleError(f"{KEYS[key]} is no state dict of tensors")
+        raise PickleError(f"{KEYS[key]} is not a state dict of tensors")
     state = {str(name).removeprefix("module."): view.value for name, view in state.items()}
     if sum(tensor.nbytes for tensor in state.values()) > limit:  # before any is copied
         raise PickleError(f"{KEYS[key]} has tensors that overlap")
@@ -164,7 +164,7 @@ def _guess(key: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     try:
         return _guess_discriminator(state) if key == "D" else _guess_generator(state)
     except (KeyError, IndexError) as error:
-        raise PickleError(f"{KEYS[key]} is no network of rosinality's: no {error}") from None
+        raise PickleError(f"{KEYS[key]} is not a network of rosinality's: no {error}") from None
 
 
 def _levels(pattern: str, state: Mapping[str, Tensor]) -> int:

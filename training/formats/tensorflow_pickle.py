@@ -202,7 +202,7 @@ def _variables(state: dict[str, Any]) -> Iterator[tuple[str, Array]]:
         prefix, part = todo.pop(0)
         for name, value in part["variables"]:
             if not isinstance(value, (_Array, float)):
-                raise PickleError(f"the TensorFlow variable {reprlib.repr(name)} is no array")
+                raise PickleError(f"the TensorFlow variable {reprlib.repr(name)} is not an array")
             yield f"{prefix}{name}", value.value if isinstance(value, _Array) else np.float32(value)
         components = dict(part["components"])
         if unknown := [name for name in components if prefix or name not in _COMPONENTS]:

@@ -116,5 +116,5 @@ class Bank(Plugin):
         if self.layers and have["layers"] != layers:
             raise ValueError(
                 f"--bank-layers={self.layers}: the source network has banks in "
-                f"{', '.join(have['layers'])}; leave the option out"
+                f"{', '.join(have['layers'])}; drop the option"
             )

@@ -187,7 +187,7 @@ def _set_route(
 def parse_route(text: str, G: Any) -> Tensor | None:
     """Return the route `[1, layers]` that a user wrote as `3,1,4`, or None for `mean`."""
     if (banks := banks_of(G)) is None:
-        raise ValueError(f"--route={text}: the network has no filter banks; leave it out")
+        raise ValueError(f"--route={text}: the network has no filter banks; drop it")
     if text == "mean":
         return None
     size, count = banks["size"], len(banks["layers"])

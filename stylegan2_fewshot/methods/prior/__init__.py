@@ -67,7 +67,7 @@ class Prior(Plugin):
         if features.center is not None:
             raise ValueError(f"--prior={self.prior}: of a network; give those of a data set")
         if dataset.label_dim:
-            raise ValueError("--prior brings its own labels; leave --cond away")
+            raise ValueError("--prior brings its own labels; drop --cond")
         rows = rows_of(dataset, features)
         if len(rows) < 2 and (self.center or self.permute):
             raise ValueError(

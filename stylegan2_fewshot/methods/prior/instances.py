@@ -80,7 +80,7 @@ def load(path: Path) -> Instances:
     """Read features or conditions; nothing in the file is executed.
 
     Raises:
-        ValueError: It is no such file, truncated, or its numbers were altered.
+        ValueError: It is another kind of file, truncated, or its numbers were altered.
     """
     remedy = f"make it with {_COMMAND}"
     tensors, meta = stamped.read(path, "file of features", remedy)
