@@ -56,7 +56,7 @@ class Tone(Plugin):
         self.scale = scale
 
     @classmethod
-    def labels_beside(cls, network):
+    def labels_beside(cls, network, sampling="train"):
         file = network.with_suffix(cls.companion)
         return torch.from_numpy(npz.read(file)["tones"]) if file.is_file() else None
 
