@@ -26,12 +26,14 @@ class UserPath(click.Path):
 class Command(click.Command):
     """A command whose user's mistakes, and the disk's, end in one line and exit status 2.
 
-    One that has `--plugin` also has the options for drawing of the methods that it names.
+    One that draws images and has `--plugin` has the options for drawing of the methods named, too.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with _one_line():
-            if any("--plugin" in param.opts for param in self.params) and "--plugin" in str(args):
+            # Those that only read networks have it too, and take its value themselves.
+            draws = any("--plugin" in p.opts and not p.expose_value for p in self.params)
+            if draws and "--plugin" in str(args):
                 from stylegan2_fewshot.options import drawing_of_external
 
                 ctx.meta[_OF_PLUGINS] = drawing_of_external(args)
