@@ -22,10 +22,10 @@ demo: $(VENV)/runtime
 test: $(VENV)/development $(VENV)/metrics lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
 
-lint: $(VENV)/development $(VENV)/metrics
+lint: $(VENV)/development
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy
+	$(RUN) -m mypy stylegan2_fewshot
 
 data: $(VENV)/examples
 	$(RUN) examples/make_data.py

@@ -54,8 +54,8 @@ def _one_line() -> Iterator[None]:
     except (click.UsageError, ValueError, OSError) as error:
         from stylegan2_fewshot.options import Mistake
 
-        is_usage = isinstance(error, click.UsageError)
-        raise Mistake(error.format_message() if is_usage else str(error)) from error
+        text = error.format_message() if isinstance(error, click.UsageError) else str(error)
+        raise Mistake(text) from error
 
 
 command = functools.partial(click.command, cls=Command, context_settings={"max_content_width": 100})

@@ -156,7 +156,7 @@ def _choices(
     kept, c_dim = found[0]
     if any(dim != c_dim or (other is None) != (kept is None) for other, dim in found):
         raise ValueError("networks have different classes or conditions; make a page for each")
-    vectors = torch.eye(c_dim) if kept is None else kept.vectors[:MOST_CONDITIONS]
+    vectors = torch.eye(c_dim) if kept is None else kept[1][:MOST_CONDITIONS]
     kind = "Class" if kept is None else "Image"
     names = classes.split(",") if classes else [f"{kind} {i}" for i in range(len(vectors))]
     if len(names) != len(vectors):
