@@ -48,7 +48,8 @@ def bias_act(
     if not settings.gradient_reads_output and SELECTED.bias_act(x, b, settings) is None:
         return reference.bias_act(x, b, settings)
     if not torch.is_grad_enabled():  # spares the graph's bookkeeping
-        return _implementation(x, b, settings).bias_act(x, b, settings)
+        plain: Tensor = _implementation(x, b, settings).bias_act(x, b, settings)
+        return plain
     result: Tensor = _BiasAct.apply(x, b, settings)  # type: ignore[no-untyped-call]
     return result
 
@@ -60,7 +61,8 @@ def _implementation(x: Tensor, b: Tensor | None, settings: BiasActSettings) -> A
 def _gradient(dy: Tensor, kept: Tensor, b: Tensor | None, settings: BiasActSettings) -> Tensor:
     if not torch.is_grad_enabled():
         kernels = _implementation(kept, b, settings)
-        return kernels.bias_act_gradient(dy, kept, b, settings)
+        plain: Tensor = kernels.bias_act_gradient(dy, kept, b, settings)
+        return plain
     dx: Tensor = _BiasActGradient.apply(dy, kept, b, settings)  # type: ignore[no-untyped-call]
     return dx
 
