@@ -131,39 +131,57 @@ def shutdown() -> None:
         td.destroy_process_group()
 
 
+_looking_alone = False
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let this rank do what the others do not: nothing within waits for them."""
+    global _looking_alone
+    before, _looking_alone = _looking_alone, True
+    try:
+        yield
+    finally:
+        _looking_alone = before
+
+
+def _joined() -> bool:
+    return td.is_initialized() and not _looking_alone
+
+
 def rank() -> int:
     """Return the number of this process, 0 when alone."""
-    return td.get_rank() if td.is_initialized() else 0
+    return td.get_rank() if _joined() else 0
 
 
 def world_size() -> int:
     """Return the number of processes, 1 when alone."""
-    return td.get_world_size() if td.is_initialized() else 1
+    return td.get_world_size() if _joined() else 1
 
 
 def barrier() -> None:
     """Wait for every rank."""
-    if td.is_initialized():
+    if _joined():
         td.barrier()
 
 
 def sum_(tensor: torch.Tensor) -> torch.Tensor:
     """Add `tensor` up over the ranks, in place."""
-    if td.is_initialized():
+    if _joined():
         td.all_reduce(tensor)
     return tensor
 
 
 def broadcast_(tensors: Iterable[torch.Tensor]) -> None:
     """Give every rank the values of rank 0, in place."""
-    if td.is_initialized():
+    if _joined():
         for tensor in tensors:
             td.broadcast(tensor, src=0)
 
 
 def gather(value: Any) -> list[Any]:
     """Return the picklable values of all ranks, in order of rank."""
-    if not td.is_initialized():
+    if not _joined():
         return [value]
     values = [None] * world_size()
     td.all_gather_object(values, value)
@@ -173,7 +191,7 @@ def gather(value: Any) -> list[Any]:
 def average_gradients(params: Iterable[torch.nn.Parameter]) -> None:
     """Replace each gradient by its mean over the ranks; where no rank has one, there is none."""
     params = list(params)
-    if not (td.is_initialized() and params):
+    if not (_joined() and params):
         return
     found = torch.tensor([float(p.grad is not None) for p in params], device=params[0].device)
     touched = [p for p, count in zip(params, sum_(found).tolist(), strict=True) if count]

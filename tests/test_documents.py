@@ -29,6 +29,7 @@ SHORTER = {
     r"-kimg[\d.]+-": "-kimg0.02-",
     r"--cfg=fewshot": "--cfg=fewshot --kimg=0.02",
     r"-fewshot-": "-fewshot-kimg0.02-",
+    r"benchmarks\.methods": "benchmarks.methods --only=ewc",
     r"demo\.py": "demo.py --kimg=0.02",
     r"--(ewc-samples|num-steps)=\d+": r"--\1=4",
     r"(python -m metrics[^|]*?)--metrics=\S+": r"\1--metrics=nn1k",

@@ -185,3 +185,17 @@ def test_a_reader_that_goes_away_is_as_ctrl_c(place):
     (run,) = runs()
     assert run_dir.snapshots(run) and list(run.glob("fakes0*.png"))
     assert list(run.glob("checkpoint-*.pt"))
+
+
+@pytest.mark.slow
+def test_two_processes_begin_from_a_network(place):
+    """Rank 0 looks at what a run would refuse while the others wait: it must not wait for them."""
+    images(place / "large", size=32)
+    source = ROOT / "examples" / "toon-heads-32.pkl"
+    words = f"--outdir=runs --data=large --resume={source} --kimg=0.008 --batch=4 --gpus=2"
+    common = "--metrics=none --device=cpu --aug=noaug --pl-weight=0"
+    command = [sys.executable, str(ROOT / "train.py"), *words.split(), *common.split()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert len(runs()) == 1 and run_dir.snapshots(runs()[0])

@@ -109,7 +109,8 @@ def _train(
 
         def choose() -> Path:
             if plan.run is None:  # what would be refused is refused before a folder is made
-                check(plan.options, ImageDataset(**plan.options["dataset"], check=False))
+                with distributed.alone():
+                    check(plan.options, ImageDataset(**plan.options["dataset"], check=False))
             run = plan.run or run_dirs.create(outdir, plan.options)
             held.enter_context(run_dirs.lock(run))
             run_dirs.write_options(run, plan.options)
