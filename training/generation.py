@@ -198,10 +198,9 @@ class Subject:
         method, labels = kept
         if method.draws is None and index is None:  # one of those seen in training
             return lambda seed: labels[seed_of(method.name, seed) % len(labels)][None]
-        options = options_of(method.draws) if method.draws else []
-        remedy = (
-            f"give {' or '.join(f'--{o.flag}' for o in options)}" if options else "drop --class"
-        )
+        flags = [f"--{option.flag}" for option in options_of(method.draws)] if method.draws else []
+        listed = " or ".join([", ".join(flags[:-1]), *flags[-1:]] if flags[1:] else flags)
+        remedy = f"give {listed}" if flags else "drop --class"
         raise ValueError(
             f"--network={self.path}: takes conditions of the method {method.name} instead of a "
             f"class; {remedy}"
