@@ -1,9 +1,10 @@
 """Makes the pictures of docs/gallery.md anew, by the commands that are written there.
 
-    python -m examples.gallery ADAPTED.pkl
+    python -m examples.gallery [ADAPTED.pkl]
 
-runs them in a temporary folder in which `adapted.pkl` is the file given, and enlarges what they
-make into docs/gallery/.
+runs them in a temporary folder in which `adapted.pkl` is the file given, or the newest network of
+the run given, and enlarges what they make into docs/gallery/. Without one, the page's training
+makes it, in out/gallery.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import importlib
 import os
 import re
 import shlex
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from PIL import Image, ImageSequence
+
+from training.generation import newest_network
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "gallery.md"
@@ -33,12 +37,11 @@ MADE = {  # picture of the page: file that the commands make, and by how much it
 
 
 def commands(page: str) -> list[list[str]]:
-    """Return the page's commands but the training, each as a module's name and its arguments."""
+    """Return the page's commands, each as a module's name and its arguments."""
     blocks = re.findall(r"(?:^    .*\n)+", page, re.MULTILINE)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     words = [shlex.split(line) for line in lines]
-    named = [w[2:] if w[1] == "-m" else [w[1].removesuffix(".py"), *w[2:]] for w in words if w]
-    return [command for command in named if command[0] != "train"]
+    return [w[2:] if w[1] == "-m" else [w[1].removesuffix(".py"), *w[2:]] for w in words if w]
 
 
 def enlarge(source: Path, target: Path, scale: int) -> None:
@@ -56,15 +59,27 @@ def enlarge(source: Path, target: Path, scale: int) -> None:
         frames[0].save(target, **options)
 
 
+def trained(arguments: list[str]) -> Path:
+    """Run the page's training, which resumes where it was, and return its newest network."""
+    outdir = ROOT / "out" / "gallery"
+    subprocess.run(
+        [sys.executable, "train.py", *arguments, f"--outdir={outdir}"], cwd=ROOT, check=True
+    )
+    [run] = outdir.iterdir()
+    return Path(newest_network(run))
+
+
 def main() -> None:
-    adapted = Path(sys.argv[1]).resolve()
+    training, *others = commands(PAGE.read_text())
+    given = sys.argv[1:]
+    adapted = Path(newest_network(given[0])).resolve() if given else trained(training[1:])
     pictures = ROOT / "docs" / "gallery"
     pictures.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         Path("adapted.pkl").symlink_to(adapted)
         Path("examples").symlink_to(ROOT / "examples")
-        for name, *arguments in commands(PAGE.read_text()):
+        for name, *arguments in others:
             print(name, *arguments, flush=True)
             importlib.import_module(name).main(arguments, standalone_mode=False)
             for picture, (made, scale) in MADE.items():
