@@ -107,6 +107,8 @@ def checkout(tmp_path, monkeypatch):
         shutil.copy("examples/lorelei-ten.zip", f"out/data/{style}-32-{part}.zip")
         shutil.copy("examples/lorelei-heldout.zip", f"out/data/{style}-32-heldout.zip")
     shutil.copy("examples/lorelei-ten.zip", "out/data/lorelei-32-ten0.zip")
+    shutil.copy("examples/personas-ten.zip", "out/data/personas-32-ten0.zip")
+    shutil.copy("examples/personas-heldout.zip", "out/data/personas-32-heldout.zip")
     code = next(b for b in BLOCKS if b.document == "your-own-method.md" and b.language == "python")
     Path("my_method.py").write_text(code.text)
     return tmp_path
