@@ -78,7 +78,7 @@ def test_the_nearest_run_and_the_option_are_named(options, tmp_path):
     other = {**options, "given": {"gamma": 2.0}, "loss": {**options["loss"], "r1_gamma": 2.0}}
     run_dir.create(tmp_path, options)
     assert plan(tmp_path, other).notes == [
-        "run 00001 differs in --gamma (1.0, now 2.0); starting another"
+        "run 00001 differs in --gamma (1.0, now 2.0); starting 00002"
     ]
     plain = {**options, "given": {}, "ema_kimg": 5}
     assert "run 00001 differs in --gamma (1.0, now default)" in plan(tmp_path, plain).notes[0]

@@ -88,7 +88,7 @@ def test_a_finished_run_other_options_and_a_snapshot_of_one_s_own(place):
     assert "Training in" not in said and len(runs()) == 1
 
     status, said = train_on("--kimg=0.004 --gamma=0.2")
-    assert status == 0 and "run 00000 differs in --gamma (0.1, now 0.2); starting another" in said
+    assert status == 0 and "run 00000 differs in --gamma (0.1, now 0.2); starting 00001" in said
     assert len(runs()) == 2
 
     snapshot = run_dir.newest_network(runs()[0])

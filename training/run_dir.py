@@ -157,7 +157,8 @@ def plan(outdir: Path, options: Mapping[str, Any], fresh: bool = False) -> Plan:
         if not differences(stored, options):
             merged = _with_reports_of(stored, options)
             return Plan(merged, run, is_finished(run, merged))
-    return Plan(options, notes=[*_about_nearest(runs, options), *_about_own_source(options)])
+    about = [*_about_nearest(runs, options, _next_number(outdir)), *_about_own_source(options)]
+    return Plan(options, notes=about)
 
 
 def about_finished(plan: Plan) -> str:
@@ -173,14 +174,17 @@ def about_finished(plan: Plan) -> str:
 def create(outdir: Path, options: Mapping[str, Any]) -> Path:
     """Make a directory with the next free number, and write the options to it."""
     outdir.mkdir(parents=True, exist_ok=True)
-    number = max((number for number, _ in _numbered(outdir)), default=-1) + 1
-    run = outdir / f"{number:05d}-{options['name']}"
+    run = outdir / f"{_next_number(outdir):05d}-{options['name']}"
     try:
         run.mkdir()
     except FileExistsError:  # somebody else's run took the number in this moment
         return create(outdir, options)
     write_options(run, options)
     return run
+
+
+def _next_number(outdir: Path) -> int:
+    return max((number for number, _ in _numbered(outdir)), default=-1) + 1
 
 
 def write_options(run: Path, options: Mapping[str, Any]) -> None:
@@ -234,7 +238,7 @@ def command_of(run: Path) -> str:
 
 
 def _about_nearest(
-    runs: list[tuple[int, Path, dict[str, Any]]], options: Mapping[str, Any]
+    runs: list[tuple[int, Path, dict[str, Any]]], options: Mapping[str, Any], new: int
 ) -> list[str]:
     same_data = [r for r in runs if (r[2].get("dataset") or {}) == options["dataset"]]
     found = [(differences(stored, options), number) for number, _, stored in same_data or runs]
@@ -243,7 +247,7 @@ def _about_nearest(
     nearest, number = min(found, key=lambda pair: len(pair[0]))
     if len(nearest) > _MOST_DIFFERENCES:
         return []
-    return [f"run {number:05d} differs in {' and '.join(nearest)}; starting another"]
+    return [f"run {number:05d} differs in {' and '.join(nearest)}; starting {new:05d}"]
 
 
 def _about_own_source(options: Mapping[str, Any]) -> list[str]:
