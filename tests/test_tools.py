@@ -11,7 +11,8 @@ import click
 import pytest
 
 import tools
-from stylegan2_fewshot.options import Command
+from stylegan2_fewshot import options
+from tools import command
 from tools.__main__ import title
 
 ROOM = Path(tools.__file__).parent
@@ -29,6 +30,6 @@ def test_the_list_has_a_line_for_every_command():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_command_says_what_it_does_and_ends_mistakes_in_one_line(name):
     main = importlib.import_module(f"tools.{name}").main
-    assert isinstance(main, Command)
+    assert isinstance(main, (command.Command, options.Command))
     assert main.get_short_help_str(120)
     assert all(param.help for param in main.params if isinstance(param, click.Option))
