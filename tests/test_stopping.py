@@ -108,6 +108,19 @@ def test_the_newest_network_and_pictures_are_there(tiny_options, tmp_path, monke
     assert (tmp_path / "fakes000000-004.png").is_file()
 
 
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_what_a_killed_process_left_out_is_saved_on_resume(tiny_options, tmp_path, left):
+    """The checkpoint is written first, the network after it, its pictures last."""
+    training_loop.train({**tiny_options, "total_kimg": 0.008}, tmp_path, CPU)
+    files = [tmp_path / f"{name}-008.{kind}" for name, kind in
+             (("network-snapshot-000000", "pkl"), ("fakes000000", "png"))]  # fmt: skip
+    before = [path.read_bytes() for path in files]
+    for path in files[left:]:
+        path.unlink()
+    training_loop.train({**tiny_options, "total_kimg": 0.016}, tmp_path, CPU)
+    assert [path.read_bytes() for path in files] == before
+
+
 def test_where_training_fails_the_network_is_saved(tiny_options, tmp_path, monkeypatch):
     step = training_loop._Run._iterate
 

@@ -61,8 +61,14 @@ class Snapshots:
                 self._log.say(trouble)
 
     def begin(self) -> None:
-        """Save pictures of the data, and of what the network makes before training."""
-        if self._state.cur_nimg == 0 and distributed.rank() == 0:
+        """Save pictures of the data, and of what the network makes before training.
+
+        On resume, save what a killed process left out: pictures come last.
+        """
+        if self._state.cur_nimg:
+            if not (self._run_dir / f"{self._fakes}.png").exists():
+                self.save()
+        elif distributed.rank() == 0:
             shown = [self._dataset[i][0] for i in self._shown]
             reals = torch.as_tensor(np.stack(shown)).float() / 127.5 - 1
             self._save_picture("reals", reals)
@@ -73,11 +79,15 @@ class Snapshots:
         """Where the network of this moment is saved."""
         return snapshot_at(self._run_dir, self._state.cur_nimg)
 
+    @property
+    def _fakes(self) -> str:
+        return f"fakes{moment(self._state.cur_nimg)}"
+
     def save(self) -> None:
         """Save the network and pictures of it."""
         if distributed.rank() == 0:
             self._save_network()
-            self._save_fakes(f"fakes{moment(self._state.cur_nimg)}")
+            self._save_fakes(self._fakes)
 
     def measure(self, path: Path) -> None:
         """Compute the metrics of a snapshot, and keep it if it is the best so far."""
