@@ -37,6 +37,7 @@ SHORTER = {
     r"--patience=\d+": "",
     r"--what=(tiny32,)?train64": "--what=tiny32",
     r"--reps=\d+": "--reps=1 --rounds=1",
+    r"--against=CHECKOUT": "",  # the original's, which is not ours to hold
     r"\bmake (?=[a-z])": "make -n ",
     r"(examples/(few_shot|fisher_figure)\.py)": r"\1 --report",
     r"make_data\.py --styles=\S+": "make_data.py --help",
