@@ -25,7 +25,7 @@ test: $(VENV)/development $(VENV)/metrics lint
 lint: $(VENV)/development
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy stylegan2_fewshot
+	$(RUN) -m mypy
 
 data: $(VENV)/examples
 	$(RUN) examples/make_data.py

@@ -29,7 +29,7 @@ class NotCapturable(RuntimeError):
     """A CUDA graph cannot hold what was about to happen, or would not replay it."""
 
 
-class Rules(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Rules(TorchDispatchMode):
     """Refuse what a CUDA graph cannot hold, while active; the CPU is the host, all else a device.
 
     It looks at operations, not at Python: a branch on `step.cur_nimg` or a counter of one's own is

@@ -202,7 +202,7 @@ def average_gradients(params: Iterable[torch.nn.Parameter]) -> None:
         return
     flat = sum_(torch.cat([grad.flatten() for grad in grads]))
     flat /= world_size()
-    parts = flat.split([grad.numel() for grad in grads])  # type: ignore[no-untyped-call]
+    parts = flat.split([grad.numel() for grad in grads])
     torch._foreach_copy_(grads, [p.view_as(g) for p, g in zip(parts, grads, strict=True)])
 
 

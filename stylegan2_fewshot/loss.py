@@ -129,7 +129,7 @@ class StyleGAN2Loss:
         """Add the plugins' penalties and let the gradients flow."""
         penalty = self.plugins.penalty(step)
         loss = loss if penalty is None else loss + penalty
-        loss.mul(gain).backward()  # type: ignore[no-untyped-call]
+        loss.mul(gain).backward()
 
     def _g_main(self, z: Tensor, c: Tensor, gain: float, sync: bool) -> None:
         img, ws = self._generate(z, c, sync)

@@ -31,7 +31,7 @@ def is_traced() -> bool:
 
 def cpu_computes_bfloat16() -> bool:
     """Return whether the processor multiplies bfloat16 by itself; unknown is no."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not torch.backends.mkldnn.is_available():
         return False
     is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return is_supported is not None and bool(is_supported())

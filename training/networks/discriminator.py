@@ -31,6 +31,8 @@ from .mapping import MappingNetwork
 class DiscriminatorBlock(Network):
     """One resolution of the discriminator, halving it; layers below `freeze_layers` are frozen."""
 
+    resample_filter: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -156,6 +158,7 @@ class DiscriminatorEpilogue(Network):
         x = self.out(self.fc(self.conv(x).flatten(1)))
         if self.cmap_dim == 0:
             return x
+        assert cmap is not None
         return (x * cmap).sum(1, keepdim=True) / math.sqrt(self.cmap_dim)
 
 
@@ -182,7 +185,9 @@ class Discriminator(Network):
         self.block_resolutions = resolutions_up_to(img_resolution)[:0:-1]
         width = {r: channels_at(r, channel_base, channel_max) for r in (*self.block_resolutions, 4)}
         projected = (width[4] if cmap_dim is None else cmap_dim) if c_dim > 0 else 0
-        common = dict(img_channels=img_channels, architecture=architecture, conv_clamp=conv_clamp)
+        common: dict[str, Any] = dict(
+            img_channels=img_channels, architecture=architecture, conv_clamp=conv_clamp
+        )
         layers = 0
         for resolution in self.block_resolutions:
             channels = width[resolution]
@@ -193,7 +198,7 @@ class Discriminator(Network):
                 resolution=resolution,
                 first_layer_idx=layers,
                 use_fp16=is_reduced(resolution, img_resolution, num_fp16_res),
-                **common,  # type: ignore[arg-type]
+                **common,
                 **(block_kwargs or {}),
             )
             setattr(self, f"b{resolution}", block)
@@ -207,7 +212,7 @@ class Discriminator(Network):
             cmap_dim=projected,
             resolution=4,
             **common,
-            **(epilogue_kwargs or {}),  # type: ignore[arg-type]
+            **(epilogue_kwargs or {}),
         )
 
     def forward(self, img: Tensor, c: Tensor | None, **block_kwargs: Any) -> Tensor:
@@ -215,4 +220,5 @@ class Discriminator(Network):
         for resolution in self.block_resolutions:
             x, rest = getattr(self, f"b{resolution}")(x, rest, **block_kwargs)
         cmap = self.mapping(None, c) if self.c_dim > 0 else None
-        return self.b4(x, rest, cmap, **block_kwargs)
+        logits: Tensor = self.b4(x, rest, cmap, **block_kwargs)
+        return logits

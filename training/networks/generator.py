@@ -35,6 +35,9 @@ from .mapping import MappingNetwork
 class SynthesisLayer(Network):
     """A modulated convolution with noise, bias and activation."""
 
+    resample_filter: Tensor
+    noise_const: Tensor  # missing without `use_noise`
+
     def __init__(
         self,
         in_channels: int,
@@ -124,6 +127,8 @@ class ToRGBLayer(Network):
 class SynthesisBlock(Network):
     """One resolution of the generator: two layers and their contribution to the image."""
 
+    resample_filter: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -146,9 +151,9 @@ class SynthesisBlock(Network):
         self.resolution, self.img_channels = resolution, img_channels
         self.use_fp16, self.channels_last = use_fp16, use_fp16 and fp16_channels_last
         self.register_buffer("resample_filter", setup_filter(list(resample_filter)))
-        common = dict(conv_clamp=conv_clamp, channels_last=self.channels_last)
-        taps = dict(resample_filter=resample_filter)
-        shared: dict[str, Any] = {**common, **layer_kwargs}
+        common: dict[str, Any] = dict(conv_clamp=conv_clamp, channels_last=self.channels_last)
+        taps: dict[str, Any] = dict(resample_filter=resample_filter)
+        shared = {**common, **layer_kwargs}
         if in_channels == 0:
             self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
         else:
@@ -248,13 +253,15 @@ class SynthesisNetwork(Network):
             want = f"[N, {self.num_ws}, {self.w_dim}]"
             raise ValueError(f"ws must have shape {want}, got {list(ws.shape)}")
         ws = ws.float()
-        x = img = None
+        x: Tensor | None = None
+        img: Tensor | None = None
         used = 0
         for resolution in self.block_resolutions:
             block = getattr(self, f"b{resolution}")
             own = ws[:, used : used + block.num_conv + block.num_torgb]
             x, img = block(x, img, own, **block_kwargs)
             used += block.num_conv
+        assert img is not None  # the last block always draws one
         return img
 
 
@@ -289,4 +296,5 @@ class Generator(Network):
         **synthesis_kwargs: Any,
     ) -> Tensor:
         ws = self.mapping(z, c, truncation_psi, truncation_cutoff)
-        return self.synthesis(ws, **synthesis_kwargs)
+        img: Tensor = self.synthesis(ws, **synthesis_kwargs)
+        return img

@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class Network(nn.Module):
     init_kwargs: dict[str, Any]
     precision = "auto"  # of blocks with `use_fp16`: see `ops.precision`
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Network:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
         signature = inspect.signature(cls.__init__)
         try:
@@ -114,6 +114,10 @@ class FullyConnectedLayer(Network):
 
 class Conv2dLayer(Network):
     """A convolution with optional resampling, activation and clamp."""
+
+    resample_filter: Tensor
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(
         self,

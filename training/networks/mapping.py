@@ -17,6 +17,8 @@ class MappingNetwork(Network):
     Without `num_ws` the result is `[N, w_dim]`; with `z_dim` 0 the label alone is mapped.
     """
 
+    w_avg: Tensor  # missing without `num_ws` or `w_avg_beta`
+
     def __init__(
         self,
         z_dim: int,
@@ -58,14 +60,14 @@ class MappingNetwork(Network):
         x = torch.cat(list(self._inputs(z, c)), 1)
         for index in range(self.num_layers):
             x = getattr(self, f"fc{index}")(x)
-        if self.training and not skip_w_avg_update and hasattr(self, "w_avg"):
-            self.w_avg.copy_(x.detach().mean(0).lerp(self.w_avg, self.w_avg_beta))
         if self.num_ws is None:
             return x
+        if self.training and not skip_w_avg_update and self.w_avg_beta is not None:
+            self.w_avg.copy_(x.detach().mean(0).lerp(self.w_avg, self.w_avg_beta))
         ws = x[:, None].repeat(1, self.num_ws, 1)
         if truncation_psi == 1:
             return ws
-        if not hasattr(self, "w_avg"):
+        if self.w_avg_beta is None:
             raise ValueError(
                 "truncation_psi must be 1 for a network without a mean of w (w_avg_beta None), "
                 f"got {truncation_psi}"
