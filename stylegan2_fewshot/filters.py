@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from .plugin import Step
+from .plugin import Run, Step
 
 MAIN = {"Gmain": "G", "Dfake": "D", "Dreal": "D"}
 REGULARISING = {"Gpl": "G", "Dr1": "D"}
@@ -19,6 +19,27 @@ def is_convolution(name: str, param: Tensor) -> bool:
     G's ToRGB layers do not count: their filters are the colours.
     """
     return param.ndim == 4 and ".torgb." not in name
+
+
+def parameters(
+    run: Run, nets: str, counts: Callable[[str, Tensor], bool] = is_convolution
+) -> Iterator[tuple[str, str, torch.nn.Parameter]]:
+    """Yield network, name and parameter for the parameters of G and D that count.
+
+    Args:
+        run: Holds the networks.
+        nets: Which of them, `GD` for both.
+        counts: Whether a parameter counts, given its name without the network's.
+    """
+    for net in nets:
+        for name, param in getattr(run, net).named_parameters():
+            if counts(name, param):
+                yield net, name, param
+
+
+def buffer_name(net: str, name: str, kind: str) -> str:
+    """Return what a plugin's buffer is called that belongs to a parameter of a network."""
+    return f"{net}/{name.replace('.', '/')}:{kind}"
 
 
 def importance(grad: Tensor) -> Tensor:

@@ -115,6 +115,22 @@ class Run:
         default_factory=lambda: {net: {"lr": 0.002, "betas": (0.0, 0.99)} for net in "GD"}
     )
 
+    def needs_source(self, option: str, missing: str) -> Path:
+        """Return the path of the source network's pickle.
+
+        Args:
+            option: What the user has given that needs one.
+            missing: What there is none of without it, as `filters to keep`.
+
+        Raises:
+            ValueError: Training starts from scratch.
+        """
+        if self.resumed is None:
+            raise ValueError(
+                f"{option} needs --resume: without a source network there are no {missing}"
+            )
+        return Path(self.resumed)
+
 
 class Plugin(torch.nn.Module):
     """A method for training with few images: a module whose buffers are its whole state.

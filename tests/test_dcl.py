@@ -42,7 +42,7 @@ def test_a_resumed_run_is_the_same():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="--dcl-g and --dcl-d need --resume"):
+    with pytest.raises(ValueError, match="--dcl-g=2 needs --resume"):
         DCL().setup(Run(ToyGenerator(), ToyDiscriminator()))
     for wrong, text in (
         ({"g": -1.0}, "--dcl-g must not be negative"),

@@ -72,21 +72,17 @@ class AdAM(Plugin):
     def setup(self, run: Run) -> None:
         if self.percentile == 100:
             return
-        if run.resumed is None:
-            raise ValueError(
-                f"--adam-percentile={self.percentile:g} needs --resume: without a source network "
-                "there are no filters to keep"
-            )
+        run.needs_source(f"--adam-percentile={self.percentile:g}", "filters to keep")
         starts: dict[str, Tensor] = {}
-        for net in "GD":
-            for name, param in getattr(run, net).named_parameters():
-                if filters.is_convolution(name, param):
-                    self._convolutions[net][name] = param
-                    starts |= self._starts(f"{net}.{name}", param)
-                    self.register_buffer(_key(net, name, "source"), param.detach().clone())
-                    self.register_buffer(_key(net, name, "fisher"), param.new_zeros(len(param)))
-                    everything = torch.ones(len(param), dtype=torch.bool)  # until it is known
-                    self.register_buffer(_key(net, name, "modulated"), everything)
+        for net, name, param in filters.parameters(run, "GD"):
+            self._convolutions[net][name] = param
+            starts |= self._starts(f"{net}.{name}", param)
+            for kind, start in (
+                ("source", param.detach().clone()),
+                ("fisher", param.new_zeros(len(param))),
+                ("modulated", torch.ones(len(param), dtype=torch.bool)),  # until it is known
+            ):
+                self.register_buffer(filters.buffer_name(net, name, kind), start)
         self.factors = Factors(starts, run.optimizers)
 
     def observe(self, step: Step) -> None:
@@ -101,7 +97,9 @@ class AdAM(Plugin):
             if name not in params or (grad := params[name].grad) is None:
                 continue
             if measured and not self._regularised[net]:
-                self.get_buffer(_key(net, name, "fisher")).add_(filters.importance(grad))
+                self.get_buffer(filters.buffer_name(net, name, "fisher")).add_(
+                    filters.importance(grad)
+                )
             self._modulate(net, name, params[name], grad)
         if probing:
             filters.drop_gradients(params)
@@ -117,7 +115,9 @@ class AdAM(Plugin):
 
     def _modulate(self, net: str, name: str, param: torch.nn.Parameter, grad: Tensor) -> None:
         """Take a step of the factors, and set and hold the filters that they modulate."""
-        source, mask = (self.get_buffer(_key(net, name, k)) for k in ("source", "modulated"))
+        source, mask = (
+            self.get_buffer(filters.buffer_name(net, name, k)) for k in ("source", "modulated")
+        )
         key, whole = f"{net}.{name}", filters.rows(mask, param)
         u, v = self.factors[f"{key}.u"], self.factors[f"{key}.v"]
         of_u, of_v = slopes(grad.masked_fill(~whole, 0), source, u, v)
@@ -128,11 +128,11 @@ class AdAM(Plugin):
     def _decide(self, net: str) -> None:
         """End the probe: choose the filters, and let weights and factors start again."""
         names = self._convolutions[net]
-        fisher = {name: self.get_buffer(_key(net, name, "fisher")) for name in names}
+        fisher = {name: self.get_buffer(filters.buffer_name(net, name, "fisher")) for name in names}
         chosen = important(fisher, self.percentile) if fisher else {}
         for name, mask in chosen.items():
-            self.get_buffer(_key(net, name, "modulated")).copy_(mask)
-            names[name].copy_(self.get_buffer(_key(net, name, "source")))
+            self.get_buffer(filters.buffer_name(net, name, "modulated")).copy_(mask)
+            names[name].copy_(self.get_buffer(filters.buffer_name(net, name, "source")))
             for key, value in self._starts(f"{net}.{name}", names[name]).items():
                 self.factors.set(key, value)
             stats.report(f"AdAM/modulated/{net}", mask.float())
@@ -145,7 +145,3 @@ class AdAM(Plugin):
             name: (torch.randn(size, generator=rng) * SPREAD).to(param)
             for name, size in sizes.items()
         }
-
-
-def _key(net: str, name: str, kind: str) -> str:
-    return f"{net}/{name.replace('.', '/')}:{kind}"

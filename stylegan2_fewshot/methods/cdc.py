@@ -77,11 +77,7 @@ class CDC(Plugin):
     def setup(self, run: Run) -> None:
         if not self.lambda_:
             return
-        if run.resumed is None:
-            raise ValueError(
-                f"--cdc-lambda={self.lambda_:g} needs --resume: without a source network there are "
-                "no distances to keep"
-            )
+        run.needs_source(f"--cdc-lambda={self.lambda_:g}", "distances to keep")
         self._nets = run.G, copy.deepcopy(run.G).eval().requires_grad_(False)
         layers = layers_of(run.G)
         self._layers = layers[1:-1] or layers

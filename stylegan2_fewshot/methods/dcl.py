@@ -70,10 +70,9 @@ class DCL(Plugin):
     def setup(self, run: Run) -> None:
         if not any(self.weights.values()):
             return
-        if run.resumed is None:
-            raise ValueError(
-                "--dcl-g and --dcl-d need --resume: there is no source network to compare with"
-            )
+        weights = zip("gd", self.weights.values(), strict=True)
+        option = next(f"--dcl-{name}={weight:g}" for name, weight in weights if weight)
+        run.needs_source(option, "images to compare with")
         source = copy.deepcopy(run.G).eval().requires_grad_(False)
         self._nets = run.G, run.D, source
 

@@ -122,16 +122,10 @@ class EWC(Plugin):
     def setup(self, run: Run) -> None:
         if not self.lambda_ and self.ratio is None:
             return
-        if run.resumed is None:
-            option = f"lambda={self.lambda_:g}" if self.ratio is None else f"ratio={self.ratio:g}"
-            raise ValueError(
-                f"--ewc-{option} needs --resume: without a source network there is nothing to "
-                "hold on to"
-            )
+        option = f"lambda={self.lambda_:g}" if self.ratio is None else f"ratio={self.ratio:g}"
+        path = run.needs_source(f"--ewc-{option}", "parameters to hold on to")
         patterns.refuse_unknown("--ewc-skip", self.skip, G=run.G, D=run.D)
-        fisher = (
-            self._fisher(run, Path(run.resumed)) if run.estimates or self.fisher else _unknown(run)
-        )
+        fisher = self._fisher(run, path) if run.estimates or self.fisher else _unknown(run)
         for net, source in zip("GD", run.source or (run.G, run.D), strict=True):
             if net not in self.network:
                 continue

@@ -8,8 +8,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from .. import filters
 from ..factors import Factors
 from ..plugin import Plugin, Run, register
+
+
+def is_weight(name: str, param: Tensor) -> bool:
+    """Return whether a parameter is a matrix or a convolution; G's constant is neither."""
+    return param.ndim in (2, 4)
 
 
 def decomposed(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,20 +65,13 @@ class FSGAN(Plugin):
     def setup(self, run: Run) -> None:
         if self.fsgan == "none":
             return
-        if run.resumed is None:
-            raise ValueError(
-                f"--fsgan={self.fsgan} needs --resume: without a source network there are no "
-                "singular values to adapt"
-            )
+        run.needs_source(f"--fsgan={self.fsgan}", "singular values to adapt")
         starts: dict[str, Tensor] = {}
-        for net in self.fsgan:
-            for name, param in getattr(run, net).named_parameters():
-                if param.ndim in (2, 4):  # G's constant has three dimensions
-                    key = f"{net}.{name}"
-                    us, vt = decomposed(param)
-                    starts[key] = param.new_ones(len(vt))
-                    for kind, tensor in (("source", param), ("us", us), ("vt", vt)):
-                        self.register_buffer(_buffer(key, kind), tensor.detach().clone())
+        for net, name, param in filters.parameters(run, self.fsgan, is_weight):
+            us, vt = decomposed(param)
+            starts[f"{net}.{name}"] = param.new_ones(len(vt))
+            for kind, tensor in (("source", param), ("us", us), ("vt", vt)):
+                self.register_buffer(filters.buffer_name(net, name, kind), tensor.detach().clone())
         self._held = set(starts)
         self.factors = Factors(starts, run.optimizers)
 
@@ -84,11 +83,10 @@ class FSGAN(Plugin):
             key = f"{net}.{name}"
             if key not in self._held or param.grad is None:
                 continue
-            source, us, vt = (self.get_buffer(_buffer(key, k)) for k in ("source", "us", "vt"))
+            source, us, vt = (
+                self.get_buffer(filters.buffer_name(net, name, kind))
+                for kind in ("source", "us", "vt")
+            )
             factors = self.factors.step(key, slope(param.grad, us, vt))
             param.copy_(recomposed(source, us, vt, factors))
             param.grad = None  # the network's optimizer leaves it, and its momentum, where it is
-
-
-def _buffer(key: str, kind: str) -> str:
-    return f"{key.replace('.', '/')}:{kind}"

@@ -97,8 +97,7 @@ class MineGAN(Plugin):
         if not self.layers:
             return
         option = f"--minegan-layers={self.layers}"
-        if run.resumed is None:
-            raise ValueError(f"{option} needs --resume: without a source there is nothing to mine")
+        run.needs_source(option, "latents to mine")
         G: Any = run.G
         first = G.mapping.fc0
         if G.c_dim:

@@ -98,19 +98,16 @@ class RICK(Plugin):
     def setup(self, run: Run) -> None:
         if self.freeze == 100 and not self.prune and not self.warmup:
             return
-        if run.resumed is None:
-            raise ValueError(
-                f"--rick-freeze={self.freeze:g} needs --resume: without a source network there are "
-                "no filters to keep"
-            )
-        for net in "GD":
-            for name, param in getattr(run, net).named_parameters():
-                if filters.is_convolution(name, param):
-                    self._convolutions[net][name] = param
-                    none = torch.zeros(len(param), dtype=torch.bool)
-                    for kind in ("frozen", "pruned"):
-                        self.register_buffer(_key(net, name, kind), none.clone())
-                    self.register_buffer(_key(net, name, "fisher"), torch.zeros(len(param)))
+        run.needs_source(f"--rick-freeze={self.freeze:g}", "filters to keep")
+        for net, name, param in filters.parameters(run, "GD"):
+            self._convolutions[net][name] = param
+            for kind, dtype in (
+                ("frozen", torch.bool),
+                ("pruned", torch.bool),
+                ("fisher", torch.float32),
+            ):
+                start = torch.zeros(len(param), dtype=dtype)
+                self.register_buffer(filters.buffer_name(net, name, kind), start)
 
     def observe(self, step: Step) -> None:
         self._regularised.observe(step)
@@ -121,12 +118,16 @@ class RICK(Plugin):
             for name in mine:
                 grad = params[name].grad
                 assert grad is not None
-                self.get_buffer(_key(net, name, "fisher")).add_(filters.importance(grad))
+                self.get_buffer(filters.buffer_name(net, name, "fisher")).add_(
+                    filters.importance(grad)
+                )
         if self.done < self.warmup:
             filters.drop_gradients(params, [n for n in params if net == "D" and n.startswith(LAST)])
             return
         for name in mine:
-            frozen, pruned = (self.get_buffer(_key(net, name, k)) for k in ("frozen", "pruned"))
+            frozen, pruned = (
+                self.get_buffer(filters.buffer_name(net, name, k)) for k in ("frozen", "pruned")
+            )
             self._held.hold(params[name], frozen | pruned)
 
     def after_optimizer(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
@@ -147,7 +148,10 @@ class RICK(Plugin):
 
     def _decide(self, net: str) -> None:
         fisher, pruned = (
-            {name: self.get_buffer(_key(net, name, kind)) for name in self._convolutions[net]}
+            {
+                name: self.get_buffer(filters.buffer_name(net, name, kind))
+                for name in self._convolutions[net]
+            }
             for kind in ("fisher", "pruned")
         )
         fisher = {name: values for name, values in fisher.items() if values.any()}  # if trained
@@ -157,13 +161,9 @@ class RICK(Plugin):
         for name, param in self._convolutions[net].items():
             if name not in fisher:
                 continue
-            self.get_buffer(_key(net, name, "frozen")).copy_(frozen[name])
+            self.get_buffer(filters.buffer_name(net, name, "frozen")).copy_(frozen[name])
             pruned[name].copy_(removed[name])
             param.masked_fill_(filters.rows(removed[name], param), 0)
             fisher[name].zero_()
             stats.report(f"RICK/frozen/{net}", frozen[name].float())
             stats.report(f"RICK/pruned/{net}", removed[name].float())
-
-
-def _key(net: str, name: str, kind: str) -> str:
-    return f"{net}/{name.replace('.', '/')}:{kind}"
