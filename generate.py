@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tools.choices import SEEDS, Drawing, Seeds, drawing_options
+from tools.choices import SEEDS, Drawing, Seeds, drawing_options, outdir_option
 from tools.command import command
-from tools.output import Output, progress
+from tools.output import Output, progress, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +53,7 @@ def refuse_contradictions(
     *("backbone", "noise_mode", "route", "direction"),
 )
 @click.option("--projected-w", metavar="FILE", help="Latents w in an .npz file, instead of seeds.")
-@click.option("--outdir", type=click.Path(file_okay=False, path_type=Path), required=True)
+@outdir_option
 @click.option("--grid", is_flag=True, help="Also write all seeds into one labelled grid.png.")
 @click.option(
     "--routes-grid", is_flag=True, help="Also write routes.png: every seed through the same routes."
@@ -75,7 +75,7 @@ def main(
     subject = generation.Subject(
         network,
         drawing,
-        say=lambda text: click.echo(text, err=True),
+        say=say,
         from_seeds=projected_w is None,
     )
     if routes_grid and not subject.has_routes:
@@ -89,7 +89,7 @@ def main(
         assert seeds is not None
         total, made = len(seeds), generation.strips(subject, seeds)
     kept = []
-    with Output(outdir.expanduser()) as output:
+    with Output(outdir) as output:
         for name, img in progress(made, total=total, desc="images"):
             output.picture(f"{name}.png", grids.grid(img, columns=len(img)))
             kept += [img.cpu()] if grid else []

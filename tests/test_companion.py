@@ -13,7 +13,7 @@ import train
 from stylegan2_fewshot.external import load_external
 from stylegan2_fewshot.options import options_of
 from stylegan2_fewshot.plugin import find, isolated
-from tools import convert
+from tools import convert, resize
 from training import pickles
 
 SIZE = "--cbase=64 --cmax=8 --zdim=8 --map-depth=1 --batch=4 --gamma=0.1 --pl-weight=0"
@@ -126,6 +126,17 @@ def test_generate_and_convert_know_what_it_keeps(network, plugin, tmp_path):
     assert done.exit_code == 0, done.output
     kept = network.with_suffix(".tone.npz").read_bytes()
     assert (tmp_path / "x.tone.npz").read_bytes() == kept
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_resized_network_has_what_it_keeps_where_the_plugin_is_named(
+    network, plugin, tmp_path, given
+):
+    with isolated(empty=True):  # as in a new process
+        options = [plugin] if given else []
+        done = run(resize.main, network, tmp_path / "x.pkl", "--size=8", "--fit-steps=0", *options)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "x.tone.npz").is_file() == given
 
 
 def test_without_options_of_its_own_conditions_are_those_of_training(

@@ -9,13 +9,13 @@ import click
 
 from stylegan2_fewshot.methods.bank.filters import parse_route, without_banks
 
-from .command import UserPath, command
+from .command import FILE, UserPath, command
 from .output import Output
 
 
 @command()
 @click.argument("source", metavar="IN", type=UserPath())
-@click.argument("target", metavar="OUT", type=UserPath(dir_okay=False, path_type=Path))
+@click.argument("target", metavar="OUT", type=FILE)
 @click.option(
     "--route",
     default="mean",

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
-from .choices import NUMBER
-from .command import UserPath, command
+from .choices import NUMBER, plugin_option
+from .command import FILE, UserPath, command
 from .output import Output
 
 
 @command()
 @click.argument("first", metavar="A", type=UserPath())
 @click.argument("second", metavar="B", type=UserPath())
-@click.argument("target", metavar="OUT", type=UserPath(dir_okay=False, path_type=Path))
+@click.argument("target", metavar="OUT", type=FILE)
 @click.option(
     "--split",
     type=click.IntRange(min=0),
@@ -28,6 +28,7 @@ from .output import Output
     show_default=True,
     help="Resolutions over which the weights of A pass into those of B, instead of a cut.",
 )
+@plugin_option
 def main(first: str, second: str, target: Path, split: int, smooth: float) -> None:
     """Take layers up to a resolution from network A, the rest from B, and write the pickle OUT.
 

@@ -14,6 +14,8 @@ from typing import Any, TypeVar, overload
 
 import click
 
+from .command import FOLDER
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -153,6 +155,25 @@ class Drawing:
 
 network_option = click.option(
     "--network", required=True, help="Network: path, URL, short name, or a run's directory."
+)
+
+outdir_option = click.option("--outdir", type=FOLDER, required=True, help="Folder to write to.")
+
+
+def _load(ctx: click.Context, param: click.Parameter, places: Sequence[str]) -> None:
+    if places:
+        from stylegan2_fewshot.external import load_external
+
+        for place in places:
+            load_external(place)
+
+
+plugin_option = click.option(
+    "--plugin",
+    multiple=True,
+    expose_value=False,
+    callback=_load,
+    help="A method of your own that has made a network, as my_method.py:Class.",
 )
 
 # Those of our own methods, `method_...`, are written out here as their `DrawOptions` have them,

@@ -9,6 +9,7 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -23,6 +24,10 @@ class UserPath(click.Path):
         return super().convert(os.path.expanduser(value), param, ctx)
 
 
+FILE = UserPath(dir_okay=False, path_type=Path)
+FOLDER = UserPath(file_okay=False, path_type=Path)
+
+
 class Command(click.Command):
     """A command whose user's mistakes, and the disk's, end in one line and exit status 2.
 
@@ -31,8 +36,8 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with _one_line():
-            # Those that only read networks have it too, and take its value themselves.
-            draws = any("--plugin" in p.opts and not p.expose_value for p in self.params)
+            # Those that only read networks have it too, with a callback that loads the methods.
+            draws = any("--plugin" in p.opts and p.callback is None for p in self.params)
             if draws and "--plugin" in str(args):
                 from stylegan2_fewshot.options import drawing_of_external
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from stylegan2_fewshot.external import load_external
 from stylegan2_fewshot.networks import refuse_made
 from training import generation, pickles
 from training.formats import onnx_export, rosinality, safetensors_file
 from training.pickles import NetworkPickle
 
-from .command import UserPath, command
+from .choices import plugin_option
+from .command import FILE, UserPath, command
 from .output import Output
 
 
@@ -56,9 +56,9 @@ WRITERS: dict[str, Callable[[Path, NetworkPickle], str]] = {
 
 @command()
 @click.argument("source", metavar="IN", type=UserPath())
-@click.argument("target", metavar="OUT", type=UserPath(dir_okay=False, path_type=Path))
-@click.option("--plugin", multiple=True, help="A method of your own that has made the networks.")
-def main(source: str, target: Path, plugin: tuple[str, ...]) -> None:
+@click.argument("target", metavar="OUT", type=FILE)
+@plugin_option
+def main(source: str, target: Path) -> None:
     """Convert the networks in IN (path, URL, short name or run) to OUT.
 
     IN is a network pickle of stylegan2-ada-pytorch or stylegan3 (StyleGAN2 networks), of the
@@ -66,8 +66,6 @@ def main(source: str, target: Path, plugin: tuple[str, ...]) -> None:
     .safetensors; its content tells. OUT's suffix says what to write: .pkl, .pt, .safetensors, or
     .onnx for the generator. Nothing in IN is run.
     """
-    for place in plugin:
-        load_external(place)
     if target.suffix not in WRITERS:
         raise ValueError(f"OUT={target}: its suffix must be one of {', '.join(WRITERS)}")
     alone = target.suffix in (".onnx", ".safetensors")

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from .choices import LAYERS, NUMBER, Drawing, drawing_options, network_option
-from .command import UserPath, command
-from .output import Output, progress
+from .command import FILE, command
+from .output import Output, progress, say
 
 COLUMNS = 7
 
@@ -20,12 +20,8 @@ COLUMNS = 7
     "--layers", type=LAYERS, help="Layers to look at and to move, as 0-3.  [default: all]"
 )
 @click.option("--count", type=click.IntRange(min=1), default=8, show_default=True, help="How many.")
-@click.option(
-    "--out", type=UserPath(dir_okay=False, path_type=Path), required=True, help="An .npz file."
-)
-@click.option(
-    "--sheet", type=UserPath(dir_okay=False, path_type=Path), help="Also draw them, as a PNG file."
-)
+@click.option("--out", type=FILE, required=True, help="An .npz file.")
+@click.option("--sheet", type=FILE, help="Also draw them, as a PNG file.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sheet.")
 @click.option(
     "--range",
@@ -57,7 +53,7 @@ def main(
     from training import generation, grids, sources
     from training.directions import sefa
 
-    subject = generation.Subject(network, Drawing.take(options), say=_say)
+    subject = generation.Subject(network, Drawing.take(options), say=say)
     moved = layers or tuple(range(subject.G.num_ws))
     if max(moved) >= subject.G.num_ws:
         raise ValueError(
@@ -86,10 +82,6 @@ def main(
 def moved_convolutions(G: Any, layers: tuple[int, ...]) -> list[int]:
     """Return which convolutions take the latents of some layers; the last latent has none."""
     return [layer for layer in layers if layer < G.num_ws - 1] or [G.num_ws - 2]
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
 
 
 def _moved(subject: Any, start: Any, shift: Any) -> Any:

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from .choices import LAYERS, SEEDS, Drawing, Seeds, drawing_options, network_option
-from .command import UserPath, command
-from .output import Output, progress
+from .choices import LAYERS, SEEDS, Drawing, Seeds, drawing_options, network_option, outdir_option
+from .command import command
+from .output import Output, progress, say
 
 DEFAULT_LAYERS = 7
 MOST = 4096  # images of a matrix
@@ -29,12 +29,7 @@ MOST = 4096  # images of a matrix
     *("trunc", "class_idx", "prior_sample", "prior_image"),
     *("backbone", "noise_mode", "route"),
 )
-@click.option(
-    "--outdir",
-    type=UserPath(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder to write to.",
-)
+@outdir_option
 def main(
     network: str,
     rows: Seeds,
@@ -51,7 +46,7 @@ def main(
 
     if len(rows) * len(cols) > MOST:
         raise ValueError(f"--rows and --cols make more than {MOST} images; give fewer seeds")
-    subject = generation.Subject(network, Drawing.take(options), say=_say)
+    subject = generation.Subject(network, Drawing.take(options), say=say)
     layers = list(styles or range(min(DEFAULT_LAYERS, subject.G.num_ws)))
     if max(layers) >= subject.G.num_ws:
         last = subject.G.num_ws - 1
@@ -66,10 +61,6 @@ def main(
             pictures[row, col] = _picture(subject.images(replace(found[row], ws=ws)))
             output.picture(f"{row}-{col}.png", pictures[row, col])
         output.picture("grid.png", _matrix(list(rows), list(cols), pictures))
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
 
 
 def _picture(image: Any) -> Any:

@@ -14,6 +14,11 @@ T = TypeVar("T")
 STOPPED = 130  # exit status after Ctrl-C, as of a program that does not catch it
 
 
+def say(text: str) -> None:
+    """Print a remark, which is none of the command's results."""
+    click.echo(text, err=True)
+
+
 def progress(items: Iterable[T], *, total: int, desc: str, unit: str = "image") -> Iterable[T]:
     """Show on a terminal how far a loop has come."""
     from tqdm import tqdm

@@ -20,7 +20,8 @@ from training.directions import sefa
 from training.formats import onnx_export
 
 from . import npm
-from .command import UserPath, command
+from .choices import plugin_option
+from .command import FOLDER, UserPath, command
 
 SOURCES = Path(__file__).with_name("page_files")
 STYLE = Path(__file__).with_name("style.css")
@@ -37,7 +38,7 @@ SPREAD = 3  # standard deviations of w that a direction's slider covers to eithe
 
 @command()
 @click.argument("networks", nargs=-1, required=True)
-@click.argument("out", type=UserPath(file_okay=False, path_type=Path))
+@click.argument("out", type=FOLDER)
 @click.option("--names", help="Names of the networks, as source,EWC.  [default: their files']")
 @click.option("--title", help="Title of the page.  [default: the names]")
 @click.option("--classes", help="Names of the classes, as cat,dog.  [default: their numbers]")
@@ -53,6 +54,7 @@ SPREAD = 3  # standard deviations of w that a direction's slider covers to eithe
     type=UserPath(exists=True, file_okay=False, path_type=Path),
     help="Folder with the files of onnxruntime-web's dist/.  [default: fetched by npm]",
 )
+@plugin_option
 def main(
     networks: tuple[str, ...],
     out: Path,

@@ -29,7 +29,7 @@ from training.dataset import SUFFIXES
 from training.problems import PREPARABLE
 
 from . import duplicates, packing, photos
-from .command import UserPath, command
+from .command import FILE, UserPath, command
 from .journal import Entry, Journal
 from .photos import Picture, Wanted
 
@@ -69,7 +69,7 @@ class Plan:
 
 @command()
 @click.argument("source", metavar="PHOTOS", type=UserPath(exists=True, path_type=Path))
-@click.argument("out", metavar="OUT.zip", type=UserPath(dir_okay=False, path_type=Path))
+@click.argument("out", metavar="OUT.zip", type=FILE)
 @click.option("--size", type=int, default=256, show_default=True, help="Side in pixels: 2^n.")
 @click.option(
     "--fit",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 
 import click
 
-from .choices import Drawing, drawing_options, network_option
+from .choices import Drawing, drawing_options, network_option, outdir_option
 from .command import UserPath, command
-from .output import Output, progress
+from .output import Output, progress, say
 
 LPIPS = "lpips-vgg16"
 VIDEO_FPS = 10
@@ -83,12 +82,7 @@ class Target:
     "--save-video", type=bool, default=False, show_default=True, help="Also write NAME.mp4."
 )
 @drawing_options("class_idx", "backbone", "route")
-@click.option(
-    "--outdir",
-    type=UserPath(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder to write to.",
-)
+@outdir_option
 def main(
     images: tuple[Path, ...],
     targets: tuple[Path, ...],
@@ -148,7 +142,6 @@ class _Opened:
         path = generation.newest_network(network)
         self.drawing = drawing
         self.network = network
-        say = functools.partial(click.echo, err=True)
         self.subject = generation.Subject(network, drawing, say=say, from_seeds=False)
         self.hash = sha256_of(sources.fetch(path))
         self._lpips = detectors.load(LPIPS)

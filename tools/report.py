@@ -16,7 +16,7 @@ from markupsafe import Markup
 from metrics import results
 from stylegan2_fewshot.files import without_secrets, write_text
 
-from .command import UserPath, command
+from .command import FILE, UserPath, command
 from .compare import labels
 from .report_files import charts, pictures, runs, verdict
 
@@ -30,7 +30,7 @@ COLUMNS, ROWS = 6, 4  # samples in each of them
 @click.argument("folders", nargs=-1, required=True, type=UserPath(exists=True, path_type=Path))
 @click.option(
     "--out",
-    type=UserPath(dir_okay=False, path_type=Path),
+    type=FILE,
     help=f"File to write.  [default: {NAME} in the run, or here for several]",
 )
 @click.option(

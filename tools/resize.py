@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
-from .command import UserPath, command
+from .choices import plugin_option
+from .command import FILE, UserPath, command
 from .output import Output, progress
 
 
 @command()
 @click.argument("source", metavar="NETWORK", type=UserPath())
-@click.argument("target", metavar="OUT", type=UserPath(dir_okay=False, path_type=Path))
+@click.argument("target", metavar="OUT", type=FILE)
 @click.option("--size", type=click.IntRange(min=8), help="Pixels a side, a power of two")
 @click.option("--channels", type=click.Choice(["1", "3", "4"]), help="Grey, RGB or RGBA images")
 @click.option(
@@ -22,6 +23,7 @@ from .output import Output, progress
     show_default=True,
     help="Steps over which the first layers left of D are fitted after cutting.",
 )
+@plugin_option
 def main(source: str, target: Path, size: int | None, channels: str | None, fit_steps: int) -> None:
     """Grow or cut NETWORK to another resolution or number of channels, as a pickle OUT.
 

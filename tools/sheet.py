@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from .choices import NUMBER, SEEDS, Drawing, ListType, Seeds, drawing_options, network_option
-from .command import UserPath, command
-from .output import Output, progress
+from .command import FILE, command
+from .output import Output, progress, say
 
 MOST = 4096  # images of a sheet
 
@@ -26,9 +26,7 @@ MOST = 4096  # images of a sheet
     *("trunc", "class_idx", "prior_sample", "prior_image"),
     *("backbone", "noise_mode", "route"),
 )
-@click.option(
-    "--out", type=UserPath(dir_okay=False, path_type=Path), required=True, help="A PNG file."
-)
+@click.option("--out", type=FILE, required=True, help="A PNG file.")
 def main(
     network: str,
     seeds: Seeds,
@@ -60,15 +58,11 @@ def main(
     with Output(out) as output:
         for label, place, how in progress(subjects, total=len(subjects), desc="rows", unit="row"):
             if last is None or snapshots:
-                last = generation.Subject(place, how, say=_say)
+                last = generation.Subject(place, how, say=say)
             made = [last.images(last.latents(seed, how.trunc)) for seed in seeds]
             rows.append((label, _joined(made)))
         with output.file(out) as stream:
             grids.labelled_rows(rows).save(stream, "png")
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
 
 
 def _joined(images: list[Any]) -> Any:

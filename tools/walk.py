@@ -12,7 +12,7 @@ import click
 from . import video
 from .choices import NUMBER, SEEDS, Drawing, ListType, Seeds, drawing_options
 from .command import UserPath, command
-from .output import Output, progress
+from .output import Output, progress, say
 
 MOST = 1_000_000  # frames
 
@@ -105,7 +105,7 @@ def main(
     video.check(out)
     drawing = Drawing.take(options)
     subjects = [
-        generation.Subject(network, drawing, say=_say, from_seeds=seeds is not None)
+        generation.Subject(network, drawing, say=say, from_seeds=seeds is not None)
         for network in networks
     ]
     rows = [_keyframes(subject, seeds, files, truncation_walk) for subject in subjects]
@@ -117,10 +117,6 @@ def main(
         made = (_frame(subjects, walks, step, captions) for step in steps)
         shown = progress(made, total=len(steps), desc="frames", unit="frame")
         video.write(output, out, shown, fps)
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
 
 
 def _keyframes(
