@@ -33,25 +33,29 @@ inline void put(T* to, Lanes value, int64_t count) {
     count == LANES ? store(to, value) : store(to, value, count);
 }
 
-// Call `run` with the line, the place in it, and the number of lanes.
+// Call `run` with the line, the place in it, and the number of lanes. Each thread has its own copy of
+// `run`, which stores cannot alias: what it holds stays in registers.
 template <typename Run>
 void each(int64_t lines, int64_t length, int32_t threads, Run run) {
-#pragma omp parallel for num_threads(threads) if (lines * length > MANY)
-    for (int64_t line = 0; line < lines; ++line)
-        for (int64_t i = 0; i < length; i += LANES)
-            run(line, line * length + i, std::min<int64_t>(LANES, length - i));
+    const int64_t whole = length / LANES * LANES;
+#pragma omp parallel for num_threads(threads) firstprivate(run) if (lines * length > MANY)
+    for (int64_t line = 0; line < lines; ++line) {
+        const int64_t start = line * length;
+        for (int64_t i = 0; i < whole; i += LANES) run(line, start + i, LANES);
+        if (whole < length) run(line, start + whole, length - whole);
+    }
 }
 
 template <typename T>
 void forward(const T* x, const T* b, int64_t outer, int64_t channels, int64_t inner, Settings s,
              T* y, int32_t threads) {
     if (inner > 1)
-        each(outer * channels, inner, threads, [&](int64_t line, int64_t i, int64_t count) {
+        each(outer * channels, inner, threads, [=](int64_t line, int64_t i, int64_t count) {
             const float bias = b ? number(b[line % channels]) : 0.0f;
             put(y + i, s.forward(get(x + i, count) + bias), count);
         });
     else
-        each(outer, channels, threads, [&](int64_t line, int64_t i, int64_t count) {
+        each(outer, channels, threads, [=](int64_t line, int64_t i, int64_t count) {
             const Lanes bias = b ? get(b + i - line * channels, count) : Lanes{};
             put(y + i, s.forward(get(x + i, count) + bias), count);
         });
@@ -60,7 +64,7 @@ void forward(const T* x, const T* b, int64_t outer, int64_t channels, int64_t in
 template <typename T>
 void gradient(const T* dy, const T* y, int64_t count, Settings s, T* dx, int32_t threads) {
     const int64_t lines = (count + BLOCK - 1) / BLOCK;
-    each(lines, BLOCK, threads, [&](int64_t, int64_t i, int64_t lanes) {
+    each(lines, BLOCK, threads, [=](int64_t, int64_t i, int64_t lanes) {
         const int64_t n = std::min(lanes, count - i);
         if (n > 0) put(dx + i, s.gradient(get(dy + i, n), get(y + i, n)), n);
     });

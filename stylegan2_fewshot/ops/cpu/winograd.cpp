@@ -25,9 +25,9 @@ constexpr int ROWS = 6;
 #endif
 constexpr int COLUMNS = 2 * LANES;  // ROWS x COLUMNS sums stay in registers
 constexpr int64_t SPACING = 16;     // floats between rows, against conflicts in the cache
-constexpr int64_t OWN_CACHE = 4 << 20, SHARED_CACHE = 16 << 20;
+constexpr int64_t CACHE = 16 << 20, MOST_TILES = 72;  // of a block
 constexpr int64_t RUN = 64;        // products that are summed in order: short runs round less
-constexpr int64_t FEW_PIXELS = 256 * 16;
+constexpr int64_t FEW_PIXELS = 1024;
 constexpr float ROOT_HALF = 0.70710678f, ROOT_TWO = 1.41421356f;
 
 // F(4x4, 3x3) of polynomials that meet in 0, +-sqrt(1/2), +-sqrt(2) and infinity: errors of rounding
@@ -233,13 +233,14 @@ struct Work {
         rows = round_up(outputs, ROWS);
         columns = round_up(weight ? channels : outputs, COLUMNS);
         const int64_t bytes = POINTS * (channels + outputs) * int64_t(sizeof(float));
-        const int64_t fit = (weight ? SHARED_CACHE : OWN_CACHE) / bytes;
         const int64_t share = weight ? tiles : (tiles + threads - 1) / threads;
-        block = round_up(std::clamp<int64_t>(fit, 2 * ROWS, 12 * ROWS), ROWS);
+        const int64_t most = weight ? 12 * ROWS : MOST_TILES;
+        block = round_up(std::clamp<int64_t>(CACHE / bytes, 2 * ROWS, most), ROWS);
         block = std::min(block, round_up(share, ROWS));
     }
 
-    int64_t packed() const { return POINTS * columns * in.channels / DEPTH; }
+    int64_t packed_point() const { return columns * in.channels / DEPTH + SPACING; }
+    int64_t packed() const { return POINTS * packed_point(); }
     int64_t own_input() const { return Planes::size(POINTS, block, in.channels / DEPTH); }
     int64_t own() const { return own_input() + Planes::size(POINTS, block, columns); }
     int64_t forward_scratch() const { return packed() + threads * own(); }
@@ -264,7 +265,7 @@ struct Work {
         }
         const int64_t panel = first / COLUMNS * w.channels / DEPTH + channel / DEPTH;
         to += panel * COLUMNS + first % COLUMNS;
-        for (int i = 0; i < POINTS; ++i, to += columns * w.channels / DEPTH)
+        for (int i = 0; i < POINTS; ++i, to += packed_point())
             store(to, unit(points[0][i], points[DEPTH - 1][i]));
     }
 
@@ -293,7 +294,7 @@ struct Work {
                         for (int64_t column = 0; column < columns; column += COLUMNS)
                             for (int64_t row = 0; row < here; row += ROWS)
                                 multiply<T>(v.at(point, row), v.stride, 1,
-                                            weights + (point * columns + column) * depth, COLUMNS,
+                                            weights + point * packed_point() + column * depth, COLUMNS,
                                             depth, m.at(point, row, column), m.stride, false);
                     for (int64_t t = 0; t < here; ++t) gather(m, t, y, start + t);
                 }
