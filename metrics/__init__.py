@@ -6,7 +6,7 @@ import contextlib
 import io
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,7 +14,7 @@ from stylegan2_fewshot import distributed
 from stylegan2_fewshot.trust import NOBODY, Trust
 
 from .detectors import MOBILENETV2, Detector, load
-from .evaluation import Evaluation, Sampled
+from .evaluation import Evaluation, Glimpsed, Sampled
 from .features import Pool, Subject
 from .registry import METRICS, Metric, check, find
 from .results import append, is_better, read, value
@@ -24,6 +24,7 @@ __all__ = [
     "METRICS",
     "DetectorMissing",
     "Pool",
+    "Seconds",
     "Trust",
     "append",
     "compute",
@@ -114,6 +115,13 @@ def compute(
         yield _result(metric, detector, evaluation, kimg=kimg, snapshot_pkl=snapshot)
 
 
+class Seconds(NamedTuple):
+    """What `compute` takes: each time, and once more the first time."""
+
+    each: float
+    once: float
+
+
 def seconds(
     names: Sequence[str],
     G: Any,
@@ -122,19 +130,30 @@ def seconds(
     *,
     device: torch.device | str = "cpu",
     trust: Trust = NOBODY,
-) -> float:
+    quick: bool = False,
+) -> Seconds:
     """Return how long `compute` would take on this rank, from a few of the fakes that it makes.
 
-    Features of real images are computed and kept, as by `compute`; their time is not counted.
+    Args:
+        names: Metrics, as `kid5k_full@mobilenetv2`.
+        G: Generator, in evaluation mode, on `device`.
+        dataset: Training set, an `ImageDataset`.
+        reference: Images to measure against; None for all files of the training set.
+        device: Where to compute.
+        trust: What the user says about detectors that are programs.
+        quick: Whether to look at a few real images as well. If not, features of all of them are
+            computed and kept, as by `compute`, which then has nothing to do `once`.
     """
     subject = Subject(G, dataset, 0, torch.device(device))
     pairs, expected = _prepared(names, dataset, reference, subject.device, trust)
-    evaluation = Sampled(subject, dataset, reference, expected=expected)
+    kind = Glimpsed if quick else Sampled
+    evaluation = kind(subject, dataset, reference, expected=expected)
     start = time.monotonic()
     with contextlib.redirect_stdout(io.StringIO()):  # warnings about values that mean nothing here
         for metric, detector in pairs:
             metric.function(evaluation, detector, metric)
-    return time.monotonic() - start + evaluation.owed_sec
+    each = time.monotonic() - start + evaluation.owed_sec
+    return Seconds(each, evaluation.once_sec)
 
 
 def _prepared(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class Evaluation:
         show: Whether to show progress bars.
         expected: How many fakes will be asked for, by detector: they are made in one go.
     """
+
+    keeps_reals: ClassVar[bool] = True  # features of real images go to the user's cache
 
     def __init__(
         self,
@@ -103,14 +105,16 @@ class Evaluation:
             if known not in self._of_fakes:
                 self._of_fakes[known] = make()
             return self._of_fakes[known]
-        return cached((source.dataset.content_hash(), source.size, *key), make)
+        parts = (source.dataset.content_hash(), source.size, *key)
+        return cached(parts, make, keep=self.keeps_reals)
 
     def features_of(self, dataset: Any, detector: Detector, **selection: Any) -> Tensor:
         """Return features of a data set, from the cache where its content is known."""
         source = Reals(dataset, **selection)
         key = (dataset.content_hash(), source.size, detector.name, detector.sha256, detector.resize)
         title = f"real images, {detector.name}"
-        return cached(key, lambda: self.extract(source, detector, title)).to(self.device)
+        features = cached(key, lambda: self.extract(source, detector, title), keep=self.keeps_reals)
+        return features.to(self.device)
 
     def num_reals(self, **selection: Any) -> int:
         """Return how many images of the reference set `selection` comes to."""
@@ -128,25 +132,47 @@ class Sampled(Evaluation):
 
     Attributes:
         owed_sec: Seconds to add to those that have passed.
+        once_sec: Seconds of what is kept for the next time.
     """
 
-    owed_sec = 0.0
+    owed_sec = once_sec = 0.0
 
     def extract(self, source: Any, function: Any, title: str) -> Tensor:
         if isinstance(source, Reals):
             start = time.monotonic()
-            rows = super().extract(source, function, title)
+            rows = self._extract_reals(source, function, title)
             self.owed_sec -= time.monotonic() - start
             return rows
+        rows, rest = self._extract_few(source, function)
+        self.owed_sec += rest
+        return rows
+
+    def _extract_reals(self, source: Reals, function: Any, title: str) -> Tensor:
+        return super().extract(source, function, title)
+
+    def _extract_few(self, source: Any, function: Any) -> tuple[Tensor, float]:
+        """Return as many rows as there are images, repeated, and the seconds of those left out."""
         parts, ends = [], []
         for first in range(0, source.size, source.group)[: _SAMPLED_GROUPS + 1]:
             items = source.load(first, min(first + source.group, source.size))
             parts.append(function(items.to(self.device)).cpu())
             ends.append(time.monotonic())
-        rows = torch.cat(parts)
+        rows, rest = torch.cat(parts), 0.0
         if timed := len(rows) - len(parts[0]):  # the first group warmed up
-            self.owed_sec += (ends[-1] - ends[0]) / timed * (source.size - len(rows))
-        return rows[torch.arange(source.size) % len(rows)]
+            rest = (ends[-1] - ends[0]) / timed * (source.size - len(rows))
+        return rows[torch.arange(source.size) % len(rows)], rest
+
+
+class Glimpsed(Sampled):
+    """As `Sampled`, in a moment: real images that nobody has measured yet are sampled as well."""
+
+    keeps_reals = False
+
+    def _extract_reals(self, source: Reals, function: Any, title: str) -> Tensor:
+        start = time.monotonic()
+        rows, rest = self._extract_few(source, function)
+        self.once_sec += time.monotonic() - start + rest
+        return rows
 
 
 def _curve(images: Tensor) -> Tensor:

@@ -149,15 +149,21 @@ def extract(
     return torch.cat([part for _, part in parts])
 
 
-def cached(parts: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
-    """Return what `make` returned the last time it was asked for with these parts of a key."""
+def cached(parts: tuple[object, ...], make: Callable[[], Tensor], *, keep: bool = True) -> Tensor:
+    """Return what `make` returned the last time it was asked for with these parts of a key.
+
+    Args:
+        parts: What the features depend on.
+        make: Computes them where they are not known.
+        keep: Whether to keep what `make` returns.
+    """
     key = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
     path = cache.folder() / "features" / f"{key}.npy"
     found = distributed.gather(path.is_file())  # the ranks may not see the same disk
     if all(found):
         return torch.from_numpy(np.load(path, allow_pickle=False))
     features = make()
-    if not found[distributed.rank()]:
+    if keep and not found[distributed.rank()]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as stream:
             np.save(stream, features.numpy(), allow_pickle=False)

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 
 import metrics
 from metrics import detectors, registry, weights
@@ -65,13 +66,40 @@ def test_metrics_are_timed_on_a_few_fakes(colors, tiny_data, heldout_data, monke
     small = registry.Metric(function, "colors", 1000)
     monkeypatch.setitem(registry.METRICS, "kid1k_full", small)
     images = ImageDataset(tiny_data), ImageDataset(heldout_data)
-    assert metrics.seconds(["kid1k_full"], G, *images, trust=TRUST) > 0
+    assert metrics.seconds(["kid1k_full"], G, *images, trust=TRUST).each > 0
     few = len(made)
     list(metrics.compute(["kid1k_full"], G, *images, trust=TRUST, show=False))
     assert 0 < few < (len(made) - few) / 3
     (real, sampled), (same, full) = seen
     assert torch.equal(real, same)  # features of real images are kept, and must be true
     assert sampled.shape == full.shape and torch.equal(sampled[:64], full[:64])
+
+
+class Counting(ImageDataset):
+    """A data set that counts how often an image of it is read."""
+
+    read = 0
+
+    def __getitem__(self, index):
+        self.read += 1
+        return super().__getitem__(index)
+
+
+def test_a_glimpse_reads_a_few_real_images_and_keeps_nothing(colors, tmp_path):
+    widths = dict(channel_base=64, channel_max=8)
+    G = networks.Generator(4, 0, 4, 16, 3, dict(num_layers=1), widths).eval()
+    for index in range(400):
+        Image.new("RGB", (16, 16), (index % 256, index // 256, 0)).save(tmp_path / f"{index}.png")
+    images = Counting(tmp_path)
+    glimpse = metrics.seconds([colors], G, images, trust=TRUST, quick=True)
+    assert glimpse.each > 0 and glimpse.once > 0
+    assert 0 < images.read < 400
+    images.read = 0
+    assert metrics.seconds([colors], G, images, trust=TRUST).once == 0
+    assert images.read >= 400  # nothing was kept by the glimpse
+    images.read = 0
+    assert metrics.seconds([colors], G, images, trust=TRUST, quick=True).once == 0
+    assert images.read == 0
 
 
 @pytest.fixture

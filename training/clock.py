@@ -57,6 +57,10 @@ class Clock:
         if saved:
             self._snapshot_sec = self._maintenance
 
+    def expect(self, snapshot_sec: float) -> None:
+        """Note what a snapshot takes, before there is one."""
+        self._snapshot_sec = snapshot_sec
+
     def report(self, peak_gb: float) -> None:
         """Add times and memory to the statistics."""
         stats.report("Timing/sec_per_kimg", self.sec_per_kimg)

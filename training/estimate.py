@@ -51,7 +51,7 @@ def estimate(options: Mapping[str, Any], dataset: ImageDataset) -> str:
         saved = Snapshots(options, Path(folder), state, log, device)
         snapshot, size = _snapshot_costs(saved, state, Path(folder), device)
         saved.choose_metrics()
-        measuring = saved.measuring_sec()
+        measuring = saved.measuring_sec().each
     count, batch = snapshots_left(options, 0), options["batch_size"]
     iterations = options["total_kimg"] * 1000 / batch + state.plugins.rehearsal
     total = setup + iterations * per_iteration + count * (snapshot + measuring)

@@ -108,13 +108,15 @@ class Snapshots:
             if index == 0:
                 self._judge(result, path)
 
-    def measuring_sec(self) -> float:
+    def measuring_sec(self, *, quick: bool = False) -> metrics.Seconds:
         """Return how long the metrics of a snapshot take, from a few of the images they need."""
         if not self.metrics:
-            return 0.0
+            return metrics.Seconds(0.0, 0.0)
         G = copy.deepcopy(self._state.G_ema).eval()
         images = (self._dataset, self._reference)
-        return metrics.seconds(self.metrics, G, *images, device=self._device, trust=self._trust)
+        return metrics.seconds(
+            self.metrics, G, *images, device=self._device, trust=self._trust, quick=quick
+        )
 
     def gives_up(self) -> bool:
         """Return whether as many snapshots as `patience` says have brought no improvement."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ class _Run:
         self.phases = Phases(options, state, device)
         self.clock = Clock(options, state.cur_nimg)
         self.after_snapshot: Callable[[], None] | None = None
+        self._pictures_sec = 0.0
 
     def rehearse(self) -> None:
         """Train while plugins look on, take all of it back, and let them decide."""
@@ -145,7 +147,9 @@ class _Run:
         """Iterate until the last image, or until somebody asks to stop."""
         total = int(self.options["total_kimg"] * 1000)
         start = self.state.cur_nimg
+        began = time.monotonic()
         self.snapshots.begin()
+        self._pictures_sec = time.monotonic() - began
         ended = self._catch_up()
         self.clock.resume(start)
         hidden = None if distributed.rank() == 0 else True  # None: hidden unless on a terminal
@@ -170,12 +174,15 @@ class _Run:
 
     def _say_first(self, now: int) -> None:
         """Print a status line after the first iteration, long before the first tick."""
+        cur_nimg, clock = self.state.cur_nimg, self.clock
+        clock.pause(cur_nimg)
         sec_per_kimg = self.phases.sec_per_kimg()
-        left = self.clock.left(self.state.cur_nimg, sec_per_kimg=sec_per_kimg)
+        measuring = self.snapshots.measuring_sec(quick=True)
+        clock.expect(self._pictures_sec + measuring.each)
+        left = clock.left(cur_nimg, sec_per_kimg=sec_per_kimg) + measuring.once
         peak = distributed.memory_gb(self.device)
-        sec = self.clock.elapsed()
-        line = run_log.times(now, self.state.cur_nimg, sec, left, sec_per_kimg, peak)
-        self.log.say(line + ("  (metrics come on top)" if self.snapshots.metrics else ""))
+        self.log.say(run_log.times(now, cur_nimg, clock.elapsed(), left, sec_per_kimg, peak))
+        clock.resume(cur_nimg)
 
     def leave_something(self, error: Exception) -> None:
         """Save the network and pictures where training fails, if that can be done."""
