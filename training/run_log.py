@@ -148,6 +148,12 @@ def times(
     return "  ".join(parts)
 
 
+def about_metrics(each: float, once: float, left_sec: float) -> str:
+    """Return what metrics take, and the time that is left with them."""
+    first = f", and {duration(once)} once" if once >= 1 else ""
+    return f"Metrics   {duration(each)} at each snapshot{first}: left {duration(left_sec)}"
+
+
 def duration(seconds: float) -> str:
     """Return a time span as `1d 02h 03m`, `2h 03m 04s`, `3m 04s` or `4s`."""
     total = round(seconds)

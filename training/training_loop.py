@@ -176,12 +176,17 @@ class _Run:
         """Print a status line after the first iteration, long before the first tick."""
         cur_nimg, clock = self.state.cur_nimg, self.clock
         clock.pause(cur_nimg)
+        clock.expect(self._pictures_sec)
         sec_per_kimg = self.phases.sec_per_kimg()
-        measuring = self.snapshots.measuring_sec(quick=True)
-        clock.expect(self._pictures_sec + measuring.each)
-        left = clock.left(cur_nimg, sec_per_kimg=sec_per_kimg) + measuring.once
+        left = clock.left(cur_nimg, sec_per_kimg=sec_per_kimg)
         peak = distributed.memory_gb(self.device)
-        self.log.say(run_log.times(now, cur_nimg, clock.elapsed(), left, sec_per_kimg, peak))
+        line = run_log.times(now, cur_nimg, clock.elapsed(), left, sec_per_kimg, peak)
+        self.log.say(line + ("  (and metrics, timed next)" if self.snapshots.metrics else ""))
+        if self.snapshots.metrics:
+            each, once = self.snapshots.measuring_sec(quick=True)
+            clock.expect(self._pictures_sec + each)
+            left = clock.left(cur_nimg, sec_per_kimg=sec_per_kimg) + once
+            self.log.say(run_log.about_metrics(each, once, left))
         clock.resume(cur_nimg)
 
     def leave_something(self, error: Exception) -> None:
