@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from stylegan2_fewshot.ops import modulated_conv2d
@@ -34,3 +35,15 @@ def test_demodulation_has_second_derivatives():
     want = torch.func.grad(slope, argnums=(0, 1, 2))(*drawn())
     for mine, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_filter_of_zeros_gives_zeros_and_finite_gradients(dtype, fused):
+    weight, styles, x = drawn()
+    weight[2] = 0
+    inputs = [weight.requires_grad_(), styles.requires_grad_(), x.to(dtype).requires_grad_()]
+    made = modulated_conv2d(inputs[2], *inputs[:2], padding=1, fused_modconv=fused)
+    assert not made[:, 2].any() and made[:, 0].all()
+    for gradient in torch.autograd.grad(made.float().square().sum(), inputs):
+        assert gradient.isfinite().all() and gradient.any()

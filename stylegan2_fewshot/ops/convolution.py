@@ -21,6 +21,7 @@ from .resample import (
 )
 
 MUCH_MEMORY = 2**19  # numbers that are worth computing again
+SMALL = 1e-8  # what a division by 0 divides by
 
 
 def conv2d_resample(
@@ -108,7 +109,8 @@ def modulated_conv2d(
     """
     if demodulate and x.dtype in (torch.float16, torch.bfloat16):  # keeps float16 from overflowing
         fan_in = weight[0].numel()
-        weight = weight / weight.abs().amax([1, 2, 3], keepdim=True) / fan_in**0.5
+        largest = weight.abs().amax([1, 2, 3], keepdim=True).clamp_min(SMALL)  # a filter may be 0
+        weight = weight / largest / fan_in**0.5
         styles = styles / styles.abs().amax(1, keepdim=True)
     scale = _demodulation(weight.float(), styles.float()) if demodulate else None
     arguments: dict[str, Any] = dict(
@@ -164,7 +166,7 @@ def _energy(weight: Tensor) -> Tensor:
 
 
 def _inverse_norms(squares: Tensor, energy: Tensor) -> Tensor:
-    return (squares @ energy.t() + 1e-8).rsqrt()
+    return (squares @ energy.t() + SMALL).rsqrt()
 
 
 class _Demodulation(torch.autograd.Function):
