@@ -52,7 +52,8 @@ class RICK(Plugin):
     taken over a network and over the filters that are left, that D's last layers are its 4x4 end,
     and that ToRGB layers, whose filters are the colours, are left out. Published with batches of 2:
     40 and 0.1 for 1,750 iterations where domains are near, 85 and 0.075 for 2,250 where they are
-    far.
+    far. The original's float16 divides by a filter's largest weight, so it makes NaN of one that is
+    0: open such a network there with force_fp32.
 
     Args:
         freeze: Percentile of importance above which filters are frozen; 100 freezes none.
