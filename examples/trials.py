@@ -64,6 +64,12 @@ class Trial:
         lines = files[-1].read_text().rpartition("\n")[0].splitlines() if files else []
         return json.loads(lines[-1])["nimg"] / 1000 if lines else 0.0
 
+    def doing(self, out: Path) -> str:
+        """Return what the run does before or between its iterations, as far as it says so."""
+        log = ROOT / self.folder(out) / "output.txt"
+        last = log.read_text().rstrip().rpartition("\n")[2] if log.exists() else ""
+        return f"{self.method}: {last}" if re.match(r"[^:]+: \d+ of \d+", last) else ""
+
     def finished(self, out: Path) -> Path | None:
         """Return the directory of the finished run, or None."""
         done = [run for run in sorted((ROOT / self.folder(out)).glob("0*")) if is_finished(run)]
@@ -161,7 +167,7 @@ def _watch(trials: Sequence[Trial], out: Path, running: Sequence[Future[None]]) 
         while waiting:
             ended, waiting = wait(running, timeout=2, return_when=FIRST_EXCEPTION)
             bar.n = round(sum(trial.progress(out) for trial in trials), 2)
-            bar.refresh()
+            bar.set_postfix_str("; ".join(filter(None, (trial.doing(out) for trial in trials))))
             if failed := [future for future in ended if future.exception()]:
                 for future in running:
                     future.cancel()

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-FIRST_SEC, EVERY_SEC = 10.0, 30.0
+FIRST_SEC, EVERY_SEC = 3.0, 30.0
 
 
 def progress(
@@ -46,7 +46,7 @@ def progress(
 
 
 class Lines:
-    """Prints a line after ten seconds, and another every half minute."""
+    """Prints a line after three seconds, and another every half minute."""
 
     def __init__(
         self, items: Iterable[Any] | None, desc: str, *, total: int | None, initial: int

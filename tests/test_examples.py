@@ -152,6 +152,9 @@ class FailsAfterAWhile(Future):
     kimg = 1.0
     asked = 0
 
+    def doing(self, out):
+        return ""
+
     def progress(self, out):
         self.asked += 1
         if self.asked == 2:
@@ -163,6 +166,22 @@ def test_a_run_that_fails_is_never_overlooked():
     failing = FailsAfterAWhile()
     with pytest.raises(click.ClickException, match="no memory"):
         trials._watch([failing], Path("out"), [failing])
+
+
+@pytest.mark.parametrize(
+    ("last", "shown"),
+    [
+        ("Fisher: 96 of 300, about 11 s left", "EWC: Fisher: 96 of 300, about 11 s left"),
+        ("tick 3    kimg 0.3      time 4s", ""),
+        ("", ""),
+    ],
+)
+def test_the_bar_says_what_a_run_does_between_its_iterations(last, shown, tmp_path):
+    trial = trials.Trial("EWC", "--kimg=1")
+    assert trial.doing(tmp_path) == ""
+    trial.folder(tmp_path).mkdir(parents=True)
+    (trial.folder(tmp_path) / "output.txt").write_text(f"Training in out/00000\n{last}\n")
+    assert trial.doing(tmp_path) == shown
 
 
 def test_machines_that_do_not_know_affinity_train_as_well(monkeypatch, tmp_path):
