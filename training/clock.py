@@ -17,7 +17,7 @@ def tick(options: Mapping[str, Any], cur_nimg: int) -> int:
 
 def snapshots_left(options: Mapping[str, Any], cur_nimg: int) -> int:
     """Return how many snapshots follow until the end of training, the last one included."""
-    every = options["snapshot_ticks"]
+    every: int = options["snapshot_ticks"]
     total = int(options["total_kimg"] * 1000)
     if cur_nimg >= total:
         return 0
@@ -79,6 +79,7 @@ class Clock:
             cur_nimg: Images shown so far.
             sec_per_kimg: What training takes, where no tick has been measured.
         """
-        kimg = max(self._options["total_kimg"] - cur_nimg / 1000, 0)
+        total_kimg: float = self._options["total_kimg"]
+        kimg = max(total_kimg - cur_nimg / 1000, 0)
         per_kimg = self.sec_per_kimg if sec_per_kimg is None else sec_per_kimg
         return kimg * per_kimg + self._snapshot_sec * snapshots_left(self._options, cur_nimg)

@@ -25,7 +25,7 @@ _PARTS = {
     "synthesis_kwargs": nets.SynthesisNetwork,
     "epilogue_kwargs": nets.DiscriminatorEpilogue,
 }
-Pair = tuple[nn.Module, nn.Module]
+Pair = tuple[nets.Generator, nets.Discriminator]
 
 
 def set_up_torch(options: Mapping[str, Any]) -> None:
@@ -40,15 +40,15 @@ def set_up_torch(options: Mapping[str, Any]) -> None:
 
 def networks(
     options: Mapping[str, Any], dataset: ImageDataset, device: torch.device
-) -> tuple[nn.Module, nn.Module, nn.Module, str | None, Pair | None]:
+) -> tuple[nets.Generator, nets.Discriminator, nets.Generator, str | None, Pair | None]:
     """Return G, D, G_ema in training mode, and the path of the pickle that they come from.
 
     G starts as the generator of the pickle that `resume_from` names. An unconditional source is
     widened where the data set has labels; G and D as they were before come last then.
     """
-    before = None
+    before, path = None, None
     if options["resume"] is None:
-        common = dict(
+        common: dict[str, Any] = dict(
             c_dim=dataset.label_dim,
             img_resolution=dataset.resolution,
             img_channels=dataset.num_channels,
@@ -57,24 +57,28 @@ def networks(
         with device if device.type == "meta" else contextlib.nullcontext():
             G = nets.Generator(**options["G"], **common)
             D = nets.Discriminator(**options["D"], **common)
-        found, path = (G, D, copy.deepcopy(G)), None
+        G_ema = copy.deepcopy(G)
     else:
         path = str(sources.fetch(options["resume"]))
         source = pickles.load(path)
-        start = getattr(source, options["resume_from"])
-        found = (copy.deepcopy(start), source.D, source.G_ema)
+        G = copy.deepcopy(getattr(source, options["resume_from"]))
+        D, G_ema = source.D, source.G_ema
         _refuse_misfit(options, dataset, source.G)
-        for key, net in zip("GD", found[:2], strict=True):
-            _refuse_contradiction(options, key, net)
+        _refuse_contradiction(options, "G", G)
+        _refuse_contradiction(options, "D", D)
         if options["nhwc"]:
-            for net in found:
+            for net in (G, D, G_ema):
                 _use_channels_last(net)
         if dataset.label_dim and not source.G.c_dim:
-            before = tuple(net.to(device) for net in found[:2])
-            found = tuple(widened(net, dataset.label_dim) for net in found)
-    for net in found:
+            before = G.to(device), D.to(device)
+            G, D, G_ema = (
+                widened(G, dataset.label_dim),
+                widened(D, dataset.label_dim),
+                widened(G_ema, dataset.label_dim),
+            )
+    for net in (G, D, G_ema):
         nets.set_precision(net, options["precision"])
-    G, D, G_ema = (net.train().requires_grad_(False).to(device) for net in found)
+        net.train().requires_grad_(False).to(device)
     return G, D, G_ema, path, before
 
 
@@ -96,11 +100,11 @@ def refuse_groups(options: Mapping[str, Any], D: nn.Module) -> None:
 
 def _use_channels_last(net: nn.Module) -> None:
     for block in net.modules():
-        if getattr(block, "use_fp16", False):
+        if isinstance(block, nets.SynthesisBlock | nets.DiscriminatorBlock) and block.use_fp16:
             block.channels_last = True
 
 
-def _refuse_misfit(options: Mapping[str, Any], dataset: ImageDataset, G: nn.Module) -> None:
+def _refuse_misfit(options: Mapping[str, Any], dataset: ImageDataset, G: nets.Generator) -> None:
     """Raise unless the source network makes images like the data set's, and can take its labels."""
     wanted = {
         "pixels a side": (dataset.resolution, G.img_resolution),
@@ -130,7 +134,7 @@ def _remedy(what: str, mine: int, network: str) -> str:
     return f"convert the network: python -m tools.resize {network} OUT.pkl {option}={mine}"
 
 
-def _refuse_contradiction(options: Mapping[str, Any], key: str, net: nn.Module) -> None:
+def _refuse_contradiction(options: Mapping[str, Any], key: str, net: nets.Network) -> None:
     """Raise if an option that was given says otherwise than the source network."""
     for place, option in options["explicit"].items():
         owner, *path = place.split(".")
@@ -144,7 +148,7 @@ def _refuse_contradiction(options: Mapping[str, Any], key: str, net: nn.Module) 
             )
 
 
-def _argument(net: nn.Module, path: list[str]) -> Any:
+def _argument(net: nets.Network, path: list[str]) -> Any:
     """Return what a network, or a part of it, was constructed with, be it by default."""
     *part, name = path
     cls: Any = _PARTS[part[0]] if part else type(net)

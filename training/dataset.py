@@ -129,9 +129,12 @@ class ImageDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
             return np.zeros(0, np.float32)
         raw_idx, flipped = self.locate(index)
         label = self._labels[int(flipped), raw_idx]
-        if not self.has_onehot_labels:
-            return label.copy()
-        return (np.arange(self.label_dim) == label).astype(np.float32)
+        result: np.ndarray
+        if self.has_onehot_labels:
+            result = (np.arange(self.label_dim) == label).astype(np.float32)
+        else:
+            result = label.copy()
+        return result
 
     def locate(self, index: int) -> tuple[int, bool]:
         """Return which of `file_names` an item comes from, and whether it is mirrored."""

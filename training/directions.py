@@ -28,6 +28,6 @@ def sefa(G: Any, layers: Sequence[int] | None = None) -> Tensor:
     rows = torch.cat([conv.affine.weight.double() for conv in chosen])
     rows = torch.nn.functional.normalize(rows, dim=1)
     values, vectors = torch.linalg.eigh(rows.T @ rows)
-    directions = vectors.T[values.argsort(descending=True)]
+    directions: Tensor = vectors.T[values.argsort(descending=True)]
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     return (directions * largest.sign()).float()

@@ -41,7 +41,7 @@ def settings(situation: Situation, **given: Any) -> tuple[Settings, list[str]]:
     Raises:
         ValueError: The sizes of batches do not fit one another.
     """
-    choices = {"batch": _batch(situation)}
+    choices: dict[str, tuple[Any, str]] = {"batch": _batch(situation)}
     batch = given.get("batch", choices["batch"][0])
     choices |= _loss(situation, batch)
     choices["kimg"] = _kimg(situation)

@@ -136,14 +136,15 @@ def _on_rank_0(work: Callable[[], T]) -> T:
     """Return on every rank what `work` returns on rank 0; where it is a mistake, all leave."""
     if distributed.world_size() == 1:
         return work()
-    value, failed = None, False
+    result, failed = None, False
     if distributed.rank() == 0:
         try:
-            value = work()
+            result = work()
         except (ValueError, OSError) as error:
             print(f"Error: {legible(error)}", file=sys.stderr, flush=True)
             failed = True
-    value, failed = distributed.gather((value, failed))[0]
+    value: T
+    value, failed = distributed.gather((result, failed))[0]
     if failed:
         raise SystemExit(2)
-    return value  # type: ignore[return-value]
+    return value

@@ -74,7 +74,8 @@ class Phases:
         for param in params:
             param.requires_grad_(True)
         opt.zero_grad(set_to_none=True)
-        parts = list(zip(*(t.split(size) for t in (real, real_c, z, gen_c)), strict=True))
+        split = (real.split(size), real_c.split(size), z.split(size), gen_c.split(size))
+        parts = list(zip(*split, strict=True))
         for number, part in enumerate(parts, 1):
             last = number == len(parts)
             state.loss.accumulate_gradients(phase, *part, sync=last, gain=gain / len(parts))
@@ -95,14 +96,17 @@ class Phases:
         if options["ema_rampup"] is not None:
             half_life = min(half_life, state.cur_nimg * options["ema_rampup"])
         beta = 0.5 ** (options["batch_size"] / max(half_life, 1e-8))
-        mine, theirs = list(state.G_ema.parameters()), list(state.G.parameters())
-        torch._foreach_lerp_(mine, theirs, 1 - beta)
+        means: list[Tensor] = list(state.G_ema.parameters())
+        torch._foreach_lerp_(means, list(state.G.parameters()), 1 - beta)
         for mean, value in zip(state.G_ema.buffers(), state.G.buffers(), strict=True):
             mean.copy_(value)
 
     def sec_per_kimg(self) -> float:
         """Return the seconds per thousand images, as each phase's first time would have them."""
-        share = {"Greg": self._options["G_reg_interval"], "Dreg": self._options["D_reg_interval"]}
+        share: dict[str, int] = {
+            "Greg": self._options["G_reg_interval"],
+            "Dreg": self._options["D_reg_interval"],
+        }
         seconds = sum(sec / share.get(phase, 1) for phase, sec in self._seconds.items())
         return seconds * 1000 / float(self._options["batch_size"])
 

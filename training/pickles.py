@@ -22,7 +22,7 @@ from stylegan2_fewshot.files import printable, replacing
 from stylegan2_fewshot.networks import makers
 
 from . import formats, records, sources
-from .networks import Discriminator, Generator
+from .networks import Discriminator, Generator, MappingNetwork
 from .pickle_bytes import body as _body
 from .rebuilding import CLASSES, arguments, constructed, plain, refuse_overlap, skeleton, try_out
 from .records import Object, TensorView
@@ -74,7 +74,8 @@ def load(path_or_url: str | os.PathLike[str], *, needs: Sequence[str] = NEEDED) 
             raise PickleError(f"holds no {', '.join(missing)}{hint}")
     except PickleError as error:
         raise PickleError(f"{printable(sources.shown(path_or_url))}: {error}") from None
-    return NetworkPickle(**dict.fromkeys(NEEDED) | nets, training_set_kwargs=options)
+    found: dict[str, Any] = {**dict.fromkeys(NEEDED), **nets}
+    return NetworkPickle(**found, training_set_kwargs=options)
 
 
 def save(
@@ -83,7 +84,7 @@ def save(
     G: Generator,
     D: Discriminator,
     G_ema: Generator,
-    augment_pipe: AugmentPipe | None = None,
+    augment_pipe: torch.nn.Module | None = None,
     training_set_kwargs: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a network pickle that the original, and the tools built on it, can load.
@@ -151,12 +152,12 @@ def _foreign(key: str, parts: formats.Parts, limit: int) -> Any:
         )  # brings the filters, and weights in the right layout
     net.load_state_dict(parts.tensors, strict=False)
     net.eval().requires_grad_(False)
-    if parts.lacks_mean:
+    if parts.lacks_mean and isinstance(net, Generator):
         net.mapping.w_avg.copy_(_mean_w(key, net.mapping))
     return net
 
 
-def _mean_w(key: str, mapping: Any) -> Tensor:
+def _mean_w(key: str, mapping: MappingNetwork) -> Tensor:
     """Return the mean of w over 4096 latents, the same ones at every call."""
     rng = torch.Generator().manual_seed(0)
     latents = (torch.randn(64, mapping.z_dim, generator=rng) for _ in range(64))

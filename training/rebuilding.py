@@ -16,7 +16,8 @@ from stylegan2_fewshot.networks import rebuilders
 from .networks import Discriminator, Generator
 from .unpickler import PickleError, one_line
 
-CLASSES: dict[str, type[torch.nn.Module]] = {
+Rebuilt = Generator | Discriminator | AugmentPipe
+CLASSES: dict[str, type[Rebuilt]] = {
     "G": Generator,
     "D": Discriminator,
     "G_ema": Generator,
@@ -62,7 +63,7 @@ def skeleton(
     kwargs: dict[str, Any],
     tensors: Mapping[str, Tensor],
     may_lack: Callable[[str, Tensor], bool] = lambda name, tensor: False,
-) -> torch.nn.Module:
+) -> Rebuilt:
     """Construct a network without memory, and see that `tensors` are just the ones it takes."""
     try:
         with torch.device("meta"):
@@ -78,9 +79,7 @@ def skeleton(
     return net
 
 
-def constructed(
-    key: str, args: Iterable[Any], kwargs: Mapping[str, Any], limit: int
-) -> torch.nn.Module:
+def constructed(key: str, args: Iterable[Any], kwargs: Mapping[str, Any], limit: int) -> Rebuilt:
     """Construct a network, as the methods made it; of no more layers than it has tensors."""
     cls = CLASSES[key]
     plain, made = _parted(key, kwargs)

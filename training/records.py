@@ -210,7 +210,8 @@ def sequence(data: bytes, names: Names) -> object:
                 raise PickleError(f"refused more than {MAX_OPCODES} opcodes")
         starts.append(stream.tell())
     _, _, system, main, keys = (data[a:b] for a, b in itertools.pairwise(starts))
-    if unpickle(system, names)["little_endian"] is not True:  # type: ignore[index]
+    about: Any = unpickle(system, names)
+    if about["little_endian"] is not True:
         raise PickleError("has its numbers in big-endian order")
     sizes: dict[str, int] = {}
 
@@ -220,7 +221,8 @@ def sequence(data: bytes, names: Names) -> object:
 
     unpickle(main, names, lambda pid: measure(*described(pid)))
     raw: dict[str, bytes] = {}
-    for key in unpickle(keys, names):  # type: ignore[attr-defined]
+    order: Any = unpickle(keys, names)
+    for key in order:
         (number,) = struct.unpack("<q", stream.read(8))
         if not 0 <= number <= len(data):
             raise PickleError("claims to hold more than it does")

@@ -71,7 +71,7 @@ def resized(
         ValueError: A network is of a kind that cannot be resized.
     """
     _refuse_unfit(nets, resolution)
-    G, D, G_ema = (copy.deepcopy(net) for net in (nets.G, nets.D, nets.G_ema))
+    G, D, G_ema = copy.deepcopy(nets.G), copy.deepcopy(nets.D), copy.deepcopy(nets.G_ema)
     if resolution < G.img_resolution:
         latents = _latents(G_ema, conditions, _SAMPLES)
         cut = _cut_discriminator(D, resolution, G_ema, latents)
@@ -79,11 +79,16 @@ def resized(
             lessons = _latents(G_ema, conditions, _LESSONS * _BATCH)
             _teach(cut, D, G_ema, lessons, show(range(fit_steps)), fit_steps)
         D = cut
-        G, G_ema = (_cut_generator(net, resolution, latents) for net in (G, G_ema))
+        G = _cut_generator(G, resolution, latents)
+        G_ema = _cut_generator(G_ema, resolution, latents)
     while G.img_resolution < resolution:
         G, G_ema, D = _doubled(G), _doubled(G_ema), _with_first_block(_doubled(D), D)
-    if channels not in (None, G.img_channels):
-        G, D, G_ema = (_recoloured(net, channels) for net in (G, D, G_ema))
+    if channels is not None and channels != G.img_channels:
+        G, D, G_ema = (
+            _recoloured(G, channels),
+            _recoloured(D, channels),
+            _recoloured(G_ema, channels),
+        )
     return replace(nets, G=G, D=D, G_ema=G_ema, training_set_kwargs=None)
 
 
@@ -95,9 +100,8 @@ def _refuse_unfit(nets: NetworkPickle, resolution: int) -> None:
         return
     if (architecture := nets.G.synthesis.b4.architecture) != "skip":
         raise ValueError(f"only generators of architecture skip can be resized, not {architecture}")
-    if (
-        activation := nets.D.get_submodule(f"b{nets.D.img_resolution}").conv0.activation
-    ) != "lrelu":
+    activation = getattr(nets.D, f"b{nets.D.img_resolution}").conv0.activation
+    if activation != "lrelu":
         raise ValueError(f"only discriminators with lrelu can be resized, not {activation}")
 
 

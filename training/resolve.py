@@ -51,7 +51,7 @@ def resolve(values: Mapping[str, Any]) -> Resolved:
     source = _source(values["resume"])
     named = {"cfg": "auto", **given, "gpus": gpus}
     overrides = {key: given[key] for key in presets.OPTIONS if key in given}
-    reasons = []
+    reasons: list[str] = []
     if named["cfg"] == "fewshot":
         images = len(dataset) // (2 if dataset.xflip else 1)
         situation = fewshot.Situation(

@@ -15,6 +15,7 @@ from stylegan2_fewshot.plugin import seed_of
 
 from . import construction
 from .dataset import ImageDataset
+from .networks import Discriminator, Generator
 
 _NUMBERS = ("cur_nimg", "best", "snapshots_since_best", "unmeasured", "inputs")
 
@@ -32,9 +33,9 @@ class State:
         trained: Parameters that are trained, by network and name.
     """
 
-    G: nn.Module
-    D: nn.Module
-    G_ema: nn.Module
+    G: Generator
+    D: Discriminator
+    G_ema: Generator
     optimizers: dict[str, torch.optim.Optimizer]
     plugins: Plugins
     loss: StyleGAN2Loss
@@ -137,7 +138,8 @@ def construct(
     plugins.setup(Run(G, D, G_ema=G_ema, **rest, **start))
     distributed.broadcast_([t for net in (G, D, G_ema, plugins) for t in net.state_dict().values()])
     loss = StyleGAN2Loss(device, G.mapping, G.synthesis, D, plugins, **options["loss"])
-    trained, optimizers = {}, {}
+    trained: dict[str, dict[str, nn.Parameter]] = {}
+    optimizers: dict[str, torch.optim.Optimizer] = {}
     for name, net in (("G", G), ("D", D)):
         net.requires_grad_(False)
         named = net.named_parameters()

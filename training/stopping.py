@@ -6,8 +6,11 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
+from typing import Any
+
+Handler = Callable[[int, FrameType | None], Any] | int | None  # what a signal does
 
 
 class Interrupted(BaseException):
@@ -38,7 +41,7 @@ class Requests:
     def __init__(self) -> None:
         self.asked = False
         self._reason: str | None = None  # to stop at once, rather than where the loop looks
-        self._previous: dict[signal.Signals, object] = {}
+        self._previous: dict[signal.Signals, Handler] = {}
         self._owner = os.getpid()
 
     def __enter__(self) -> Requests:
@@ -54,7 +57,7 @@ class Requests:
         trace: TracebackType | None,
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
     @contextlib.contextmanager
     def at_once(self, reason: str) -> Iterator[None]:

@@ -37,7 +37,7 @@ def widened(net: N, c_dim: int) -> N:
         torch.manual_seed(0)  # G and its average get the same new layers
         wide = type(net)(**{**net.init_kwargs, "c_dim": c_dim}).train(net.training)
         # As small as what an embedding gives of a label of length 1, so that labels soon tell.
-        constant = torch.randn_like(wide.mapping.embed.bias) / math.sqrt(c_dim)
+        constant = torch.randn(len(wide.mapping.embed.weight)) / math.sqrt(c_dim)
     new = wide.state_dict()
     for name, old in net.state_dict().items():
         new[name][tuple(map(slice, old.shape))] = old
@@ -49,13 +49,14 @@ def widened(net: N, c_dim: int) -> N:
 
 
 def _ignore_label(mapping: MappingNetwork, constant: Tensor) -> None:
-    first, z_dim = mapping.fc0, mapping.z_dim
+    embed, first, z_dim = mapping.embed, mapping.fc0, mapping.z_dim
+    assert embed.bias is not None and first.bias is not None
     first.weight[:, :z_dim] *= math.sqrt(first.weight.shape[1] / z_dim)  # more inputs, smaller gain
-    mapping.embed.weight.zero_()
-    mapping.embed.bias.copy_(constant)
+    embed.weight.zero_()
+    embed.bias.copy_(constant)
     embedded = normalize_2nd_moment(constant, dim=0)
     effect = first.weight[:, z_dim:] @ embedded * first.weight_gain
-    first.bias -= effect / first.bias_gain
+    first.bias.sub_(effect / first.bias_gain)
 
 
 def _ignore_projection(D: Discriminator) -> None:

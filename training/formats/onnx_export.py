@@ -150,4 +150,5 @@ def _export(part: _Part, path: Path, inputs: dict[str, Tensor], output: str) -> 
 def _difference(session: Any, part: _Part, inputs: dict[str, Tensor]) -> float:
     (theirs,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
     with torch.no_grad():
-        return (torch.from_numpy(theirs) - part(**inputs)).abs().max().item()
+        difference: Tensor = torch.from_numpy(theirs) - part(**inputs)
+    return difference.abs().max().item()

@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stylegan2_fewshot.files import replacing
 from stylegan2_fewshot.ops import setup_filter
 
-from ..networks import TAPS
+from ..networks import TAPS, Discriminator, Generator
 from ..records import TensorView
 from ..unpickler import PickleError
 from . import torch_file
@@ -29,6 +29,7 @@ from .content import Content, Parts
 KEYS = {"G": "g", "D": "d", "G_ema": "g_ema"}
 _OWN = "init_kwargs"  # what `write` adds, so that reading its files restores every argument
 _MAX_RESOLUTION = 1 << 16
+_Network = Generator | Discriminator
 _Names = Iterator[tuple[str, str, int, int]]  # ours, theirs, dimensions of 1 before and after
 
 
@@ -130,7 +131,9 @@ def _read(key: str, state: object, given: object, mean: object, limit: int) -> P
     if not (isinstance(resolution, int) and 4 <= resolution <= _MAX_RESOLUTION):
         raise PickleError(f"{KEYS[key]}: img_resolution is {reprlib.repr(resolution)}")
     names = _names(key, resolution, _depth(state))
-    tensors = {ours: _take(key, state, *place) for ours, *place in names}
+    tensors = {
+        ours: _take(key, state, theirs, before, after) for ours, theirs, before, after in names
+    }
     for name, factor in _kernel_names(key, resolution):
         _check_kernel(key, name, state.pop(name, None), factor)
     if state:
@@ -210,7 +213,7 @@ def _channels(key: str, widths: Mapping[int, int]) -> dict[str, int]:
     return {"channel_base": base, "channel_max": most}
 
 
-def write(path: str | os.PathLike[str], networks: Mapping[str, nn.Module]) -> str:
+def write(path: str | os.PathLike[str], networks: Mapping[str, _Network]) -> str:
     """Write G, D and G_ema as a checkpoint; return what its own code will not know of them.
 
     Raises:
@@ -228,7 +231,7 @@ def write(path: str | os.PathLike[str], networks: Mapping[str, nn.Module]) -> st
     return ", ".join(_unknown_there(networks))
 
 
-def _written(key: str, net: nn.Module) -> dict[str, Tensor]:
+def _written(key: str, net: _Network) -> dict[str, Tensor]:
     have = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
     resolution = net.init_kwargs["img_resolution"]
     names = _names(key, resolution, 0 if key == "D" else net.mapping.num_layers)
@@ -240,18 +243,18 @@ def _written(key: str, net: nn.Module) -> dict[str, Tensor]:
     return state | {name: kernel * factor for name, factor in _kernel_names(key, resolution)}
 
 
-def _arguments(net: nn.Module) -> Iterator[dict[str, Any]]:
+def _arguments(net: _Network) -> Iterator[dict[str, Any]]:
     """Yield the arguments of a network, then those of its parts."""
     yield net.init_kwargs
     for part in ("synthesis_kwargs", "block_kwargs", "mapping_kwargs", "epilogue_kwargs"):
         yield net.init_kwargs.get(part) or {}
 
 
-def _refuse(key: str, net: nn.Module) -> None:
+def _refuse(key: str, net: _Network) -> None:
     """Raise unless rosinality's networks can hold this one's tensors and compute what it does."""
     wanted: dict[str, Any] = dict(c_dim=0, img_channels=3, activation="lrelu")
     wanted |= dict(resample_filter=list(TAPS), architecture="resnet", mbstd_num_channels=1)
-    if key != "D":
+    if isinstance(net, Generator):
         width = dict(w_dim=net.z_dim, layer_features=net.w_dim)
         wanted |= dict(**width, architecture="skip", lr_multiplier=0.01, use_noise=True)
     for arguments, (name, only) in itertools.product(_arguments(net), wanted.items()):
@@ -265,7 +268,7 @@ def _refuse(key: str, net: nn.Module) -> None:
         raise ValueError(f"{key} has no mean of w (w_avg_beta None), which latent_avg takes")
 
 
-def _unknown_there(networks: Mapping[str, nn.Module]) -> Iterator[str]:
+def _unknown_there(networks: Mapping[str, _Network]) -> Iterator[str]:
     """Yield the settings that the tensors do not tell, and the classes there do not take."""
     G, D = (ChainMap(*_arguments(networks[key])) for key in ("G_ema", "D"))
     if G.get("conv_clamp") or D.get("conv_clamp"):

@@ -48,8 +48,8 @@ class _Array(Record):
     def __init__(self, *_: object):
         self.value: Array = np.zeros(0)
 
-    def __setstate__(self, state: object) -> None:
-        _, shape, dtype, is_fortran, data = state  # type: ignore[misc]
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, is_fortran, data = state
         if not (isinstance(dtype, DType) and isinstance(data, bytes)):
             raise PickleError("refused an array of what are no plain numbers")
         if not (isinstance(shape, tuple) and len(shape) <= MAX_DIMENSIONS):
@@ -84,7 +84,8 @@ _WIDTHS = {
     "num_fp16_res": ("num_fp16_res", 0),
     "conv_clamp": ("conv_clamp", None),
 }
-_OF_G = {
+_Arguments = dict[str, dict[str, tuple[str, Any]]]
+_OF_G: _Arguments = {
     "": {**_SIZES, "latent_size": ("z_dim", 512), "dlatent_size": ("w_dim", 512)},
     "mapping_kwargs": {
         "mapping_layers": ("num_layers", 8),
@@ -102,7 +103,7 @@ _OF_G = {
         "nonlinearity": ("activation", "lrelu"),
     },
 }
-_OF_D = {
+_OF_D: _Arguments = {
     "": {
         **_SIZES,
         **_WIDTHS,
@@ -184,7 +185,9 @@ def _arguments(key: str, given: dict[str, Any]) -> dict[str, Any]:
         )
     kwargs: dict[str, Any] = {}
     for group, table in tables.items():
-        values = {ours: given.get(name, default) for name, (ours, default) in table.items()}
+        values: dict[str, Any] = {
+            ours: given.get(name, default) for name, (ours, default) in table.items()
+        }
         if "channel_base" in values:
             values["channel_base"] = int(values["channel_base"]) * 2
         kwargs |= {group: values} if group else values
@@ -203,7 +206,8 @@ def _variables(state: dict[str, Any]) -> Iterator[tuple[str, Array]]:
         for name, value in part["variables"]:
             if not isinstance(value, (_Array, float)):
                 raise PickleError(f"the TensorFlow variable {reprlib.repr(name)} is not an array")
-            yield f"{prefix}{name}", value.value if isinstance(value, _Array) else np.float32(value)
+            array = value.value if isinstance(value, _Array) else np.asarray(value, np.float32)
+            yield f"{prefix}{name}", array
         components = dict(part["components"])
         if unknown := [name for name in components if prefix or name not in _COMPONENTS]:
             raise PickleError(

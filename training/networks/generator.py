@@ -218,6 +218,8 @@ class SynthesisNetwork(Network):
     Reduced precision in the `num_fp16_res` finest resolutions: float16 on CUDA, bfloat16 elsewhere.
     """
 
+    b4: SynthesisBlock  # and one for each further resolution
+
     def __init__(
         self,
         w_dim: int,

@@ -17,6 +17,7 @@ class MappingNetwork(Network):
     Without `num_ws` the result is `[N, w_dim]`; with `z_dim` 0 the label alone is mapped.
     """
 
+    fc0: FullyConnectedLayer  # and as many more as `num_layers` says
     w_avg: Tensor  # missing without `num_ws` or `w_avg_beta`
 
     def __init__(
