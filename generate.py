@@ -94,8 +94,8 @@ def main(
             output.picture(f"{name}.png", grids.grid(img, columns=len(img)))
             kept += [img.cpu()] if grid else []
         if routes_grid and seeds:
-            rows = [(f"seed {seed}", subject.through_routes(seed)) for seed in seeds]
-            output.picture("routes.png", grids.labelled_rows(rows))
+            routes = [(f"seed {seed}", subject.through_routes(seed)) for seed in seeds]
+            output.picture("routes.png", grids.labelled_rows(routes))
         if grid and seeds:
             is_strip = any(len(img) > 1 for img in kept)
             rows = zip(map(str, seeds), kept, strict=True) if is_strip else rows_of(seeds, kept)

@@ -78,15 +78,19 @@ def measure(options: dict[str, Any]) -> None:
     options = {**options, "network": source}
     network = pickles.load(source, needs=("G_ema",))
     pool = _pool(options, network.G_ema.c_dim)
-    data = _datasets(options, network, has_labels=network.G_ema.c_dim > 0 and pool is None)
-    shared = {"device": device}
-    shared["trust"] = metrics.Trust(options["trust_backbone"], options["backbone_sha256"])
-    names, complaints = metrics.usable(options["names"].split(","), *data, **shared)
+    training, reference = _datasets(
+        options, network, has_labels=network.G_ema.c_dim > 0 and pool is None
+    )
+    vouched = metrics.Trust(options["trust_backbone"], options["backbone_sha256"])
+    shared: dict[str, Any] = {"device": device, "trust": vouched}
+    wanted = options["names"].split(",")
+    names, complaints = metrics.usable(wanted, training, reference, **shared)
     if distributed.rank() == 0:
         click.echo("\n".join(complaints), err=True, nl=bool(complaints))
-    notes = {"seed": options["seed"], "kimg": _kimg(source), "snapshot": Path(source).name}
-    notes |= {"labels": pool}
-    for result in metrics.compute(names, network.G_ema.to(device), *data, **shared, **notes):
+    notes: dict[str, Any] = {"seed": options["seed"], "labels": pool}
+    notes |= {"kimg": _kimg(source), "snapshot": Path(source).name}
+    G = network.G_ema.to(device)
+    for result in metrics.compute(names, G, training, reference, **shared, **notes):
         if distributed.rank() == 0:
             _keep(result, options)
     distributed.shutdown()
@@ -112,7 +116,10 @@ def _datasets(
     if not path or not Path(path).exists():
         raise ValueError(f"--data: say where the training images are; not at {path}")
     # The original says random_seed.
-    part = {"max_size": noted.get("max_size"), "seed": noted.get("seed", noted.get("random_seed"))}
+    part: dict[str, Any] = {
+        "max_size": noted.get("max_size"),
+        "seed": noted.get("seed", noted.get("random_seed")),
+    }
     part = {} if options["data"] or None in part.values() else part
     mirror = noted.get("xflip", False) if options["mirror"] is None else options["mirror"]
     training = ImageDataset(path, use_labels=has_labels, xflip=mirror, **part)

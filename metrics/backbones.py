@@ -56,7 +56,8 @@ class Pooled(nn.Module):
         self.resize = resize
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.layers(_channels_last(normalise(self.resize(images)))).mean([2, 3])
+        features: Tensor = self.layers(_channels_last(normalise(self.resize(images))))
+        return features.mean([2, 3])
 
 
 class LpipsEmbedding(nn.Module):
@@ -93,7 +94,10 @@ class Residual(nn.Sequential):
     """Layers whose input is added to their output."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
+        y = x
+        for layer in self:
+            y = layer(y)
+        return x + y
 
 
 class Sum(nn.Module):
@@ -105,7 +109,8 @@ class Sum(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         one, other = (branch(x) for branch in self.branches)
-        return one + other
+        both: Tensor = one + other
+        return both
 
 
 def mobilenet_v2(path: Path) -> nn.Sequential:

@@ -257,7 +257,9 @@ def _script(
 
 
 def _ready(network: nn.Module, device: torch.device) -> nn.Module:
-    return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    # torch's annotations know no layout here
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.eval().requires_grad_(False)
 
 
 def _hashes(paths: list[Path]) -> str:

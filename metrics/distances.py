@@ -48,7 +48,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 def _root(cov: Tensor) -> np.ndarray:
     values, vectors = scipy.linalg.eigh(cov.cpu().numpy())
-    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    root: np.ndarray = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    return root
 
 
 def kernel_distance(

@@ -14,6 +14,9 @@ from stylegan2_fewshot.networks import synthesis_of
 from .detectors import Detector, to_rgb
 from .features import Subject, group_size, seeded
 
+Space = Literal["z", "w"]
+Sampling = Literal["full", "end"]
+
 
 class PathSteps:
     """Squared LPIPS distance per squared length of a small step between two latents, `[N]`.
@@ -37,8 +40,8 @@ class PathSteps:
         size: int,
         *,
         lpips: Detector,
-        space: Literal["z", "w"] = "w",
-        sampling: Literal["full", "end"] = "end",
+        space: Space = "w",
+        sampling: Sampling = "end",
         crop: bool = False,
         epsilon: float = 1e-4,
     ) -> None:
@@ -71,9 +74,12 @@ class PathSteps:
 
     def _latents(self, z0: Tensor, z1: Tensor, t: Tensor, c: Tensor) -> Tensor:
         z0, z1 = z0.repeat(2, 1), z1.repeat(2, 1)
+        ws: Tensor
         if self.space == "z":
-            return self.G.mapping(slerp(z0, z1, t), c)
-        return self.G.mapping(z0, c).lerp(self.G.mapping(z1, c), t.unsqueeze(2))
+            ws = self.G.mapping(slerp(z0, z1, t), c)
+        else:
+            ws = self.G.mapping(z0, c).lerp(self.G.mapping(z1, c), t.unsqueeze(2))
+        return ws
 
     def _images(self, ws: Tensor, **route: Tensor) -> Tensor:
         images = self.G.synthesis(ws, noise_mode="const", force_fp32=True, **route).float()

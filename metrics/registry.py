@@ -25,7 +25,7 @@ from . import distances, diversity, manifold, memorisation, sharpness
 from .detectors import Detector, to_rgb
 from .evaluation import Evaluation
 from .features import Held, Reals, unchanged
-from .perceptual_path import PathSteps, trimmed_mean
+from .perceptual_path import PathSteps, Sampling, Space, trimmed_mean
 
 Values = dict[str, float]  # the first is the one to judge by; "" is the metric itself
 
@@ -89,7 +89,7 @@ def _inception_score(e: Evaluation, d: Detector, m: Metric) -> Values:
 
 
 def _path_length(
-    e: Evaluation, d: Detector, m: Metric, *, space: str, sampling: str, crop: bool
+    e: Evaluation, d: Detector, m: Metric, *, space: Space, sampling: Sampling, crop: bool
 ) -> Values:
     steps = PathSteps(e.subject, m.num_fakes, lpips=d, space=space, sampling=sampling, crop=crop)
     return {"": trimmed_mean(e.extract(steps, unchanged, "path lengths"))}
@@ -176,7 +176,7 @@ def _both(e: Evaluation, d: Detector, m: Metric) -> tuple[Tensor, Tensor]:
     return real, e.fake_features(d, m.num_fakes)
 
 
-def _path(space: str, sampling: str, *, crop: bool = True) -> Metric:
+def _path(space: Space, sampling: Sampling, *, crop: bool = True) -> Metric:
     function = functools.partial(_path_length, space=space, sampling=sampling, crop=crop)
     return Metric(function, "nvidia-lpips", 50_000)
 

@@ -83,8 +83,8 @@ def _places(file: File) -> Iterator[Path]:
     package, _, inside = file.package.partition("/")
     # Finding a package does not run it.
     spec = importlib.util.find_spec(package) if package else None
-    for folder in (spec and spec.submodule_search_locations) or ():
-        yield Path(folder) / inside
+    for place in (spec and spec.submodule_search_locations) or ():
+        yield Path(place) / inside
 
 
 def _download(file: File, packages: list[str]) -> Path:
@@ -128,7 +128,7 @@ def read_arrays(path: Path) -> dict[str, Any]:
 def _claimed(data: bytes) -> Iterator[int]:
     """Yield the places in the memo that a pickle asks for: it would become that large."""
     for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument is not None:
             yield int(argument)
         if opcode.name.startswith("BYTEARRAY") or opcode.name == "EXT4":
             raise pickle.UnpicklingError(f"it has the opcode {opcode.name}")

@@ -31,9 +31,9 @@ def main(source: str, target: Path, route: str) -> None:
 
     nets = pickles.load(generation.newest_network(source))
     chosen = parse_route(route, nets.G_ema)
-    plain = {key: without_banks(getattr(nets, key), chosen) for key in ("G", "G_ema")}
+    G, G_ema = (without_banks(net, chosen) for net in (nets.G, nets.G_ema))
     with Output(target) as output:
-        output.network(target, replace(nets, **plain), source)
+        output.network(target, replace(nets, G=G, G_ema=G_ema), source)
 
 
 if __name__ == "__main__":

@@ -75,12 +75,12 @@ def _matrix(rows: list[int], cols: list[int], pictures: dict[tuple[int, int], An
 
     side = pictures[rows[0], rows[0]].width
     canvas = Image.new("RGB", (side * (len(cols) + 1), side * (len(rows) + 1)), "white")
-    for y, row in enumerate([None, *rows]):
-        for x, col in enumerate([None, *cols]):
-            if row is None and col is None:
-                continue
-            source = (col if row is None else row, row if col is None else col)
-            canvas.paste(pictures[source], (side * x, side * y))
+    for x, col in enumerate(cols, 1):
+        canvas.paste(pictures[col, col], (side * x, 0))
+    for y, row in enumerate(rows, 1):
+        canvas.paste(pictures[row, row], (0, side * y))
+        for x, col in enumerate(cols, 1):
+            canvas.paste(pictures[row, col], (side * x, side * y))
     return canvas
 
 

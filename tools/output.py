@@ -23,7 +23,8 @@ def progress(items: Iterable[T], *, total: int, desc: str, unit: str = "image") 
     """Show on a terminal how far a loop has come."""
     from tqdm import tqdm
 
-    return tqdm(items, total=total, desc=desc, unit=unit, disable=None, leave=False)
+    shown: Iterable[T] = tqdm(items, total=total, desc=desc, unit=unit, disable=None, leave=False)
+    return shown
 
 
 class Output:

@@ -182,7 +182,7 @@ def _write_network(G: Any, name: str, vectors: Tensor | None, folder: Path) -> d
     """Write a network's two models, named by their content; return what the page is told."""
     paths = {kind: folder / f"{kind}.onnx" for kind in ("mapping", "synthesis")}
     click.echo(f"{name}: exporting", err=True)
-    onnx_export.write_parts(*paths.values(), G)
+    onnx_export.write_parts(paths["mapping"], paths["synthesis"], G)
     named = {}
     for kind, path in paths.items():  # a browser's cache knows a file by its name
         target = path.with_name(f"{kind}-{sha256_of(path)[:12]}.onnx")

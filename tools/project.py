@@ -313,7 +313,7 @@ def _tune(
         opened.embed,
         steps=steps,
         synthesis=opened.synthesis,
-        on_step=lambda loss: next(ticks, None) and None,
+        on_step=lambda loss: next(ticks, None),
     ).cpu()
     nets = replace(opened.subject.nets, G=G, G_ema=G)
     output.network(output.place / "tuned.pkl", nets, opened.network)

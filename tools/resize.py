@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .choices import plugin_option
 from .command import FILE, UserPath, command
 from .output import Output, progress
+
+if TYPE_CHECKING:
+    from training.networks import Generator
 
 
 @command()
@@ -53,7 +57,7 @@ def main(source: str, target: Path, size: int | None, channels: str | None, fit_
         output.network(target, made, source)
 
 
-def _shape(G: object) -> str:
+def _shape(G: Generator) -> str:
     side = G.img_resolution
     return f"{side}x{side}x{G.img_channels}"
 

@@ -211,7 +211,7 @@ def tuned(
     steps: int,
     lr: float = 3e-4,
     synthesis: Mapping[str, Any] | None = None,
-    on_step: Callable[[float], None] = lambda loss: None,
+    on_step: Callable[[float], object] = lambda loss: None,
 ) -> Any:
     """Return a generator whose images at latents `ws` are nearer to the targets.
 

@@ -199,7 +199,7 @@ def parse_route(text: str, G: Any) -> Tensor | None:
     return torch.tensor([numbers])
 
 
-def without_banks(G: Any, route: Tensor | None) -> torch.nn.Module:
+def without_banks(G: Any, route: Tensor | None) -> Any:
     """Return the ordinary generator of one route `[1, layers]`, or of the mean of the sets."""
     banks = banks_of(G)
     assert banks is not None
@@ -207,8 +207,6 @@ def without_banks(G: Any, route: Tensor | None) -> torch.nn.Module:
     for index, name in enumerate(banks["layers"]):
         taken = None if route is None else int(route[0, index])
         state[f"synthesis.{name}.weight"] = G.synthesis.get_submodule(name).filters(taken)
-    plain: torch.nn.Module = type(G)(
-        **{key: value for key, value in G.init_kwargs.items() if key != KEY}
-    )
+    plain = type(G)(**{key: value for key, value in G.init_kwargs.items() if key != KEY})
     plain.load_state_dict(state)
     return plain.train(G.training).requires_grad_(False)
