@@ -1,8 +1,8 @@
-"""Patterns that name parameters of the networks, as `mapping.*` or `D.b4.*`."""
+"""Patterns that name parameters or layers of the networks, as `mapping.*` or `D.b4.*`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -34,3 +34,22 @@ def refuse_unknown(option: str, patterns: Iterable[str], **nets: torch.nn.Module
                 f"{option}: {pattern!r} is the name of no parameter of {' or '.join(nets)}; "
                 f"there are {'.'.join(names[0])}, {'.'.join(names[-1])} and others"
             )
+
+
+def chosen(option: str, text: str, layers: Sequence[str]) -> list[str]:
+    """Return the layers that a text's patterns fit, in the order of the layers.
+
+    Args:
+        option: What the message starts with.
+        text: Patterns with commas between.
+        layers: Names of all layers.
+
+    Raises:
+        ValueError: A pattern fits none.
+    """
+    wanted = text.split(",")
+    for pattern in wanted:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            known = ", ".join(layers)
+            raise ValueError(f"{option}={text}: no layer {pattern!r}; there are {known}")
+    return [name for name in layers if any(fnmatchcase(name, pattern) for pattern in wanted)]

@@ -16,7 +16,6 @@ from PIL import Image
 import generate
 from stylegan2_fewshot import Plugins, Run, distributed
 from stylegan2_fewshot.loss import StyleGAN2Loss
-from stylegan2_fewshot.methods.bank import choose_layers
 from stylegan2_fewshot.methods.bank.filters import (
     banks_of,
     candidates,
@@ -228,10 +227,14 @@ def test_nonsense_is_refused(options):
 
 def test_layers_by_pattern():
     names = candidates(build())
-    assert choose_layers("", names) == names[:2] == ["b4.conv1", "b8.conv0"]
-    assert choose_layers("*.conv1,b16.*", names) == ["b4.conv1", "b8.conv1", *names[3:]]
+    for patterns, expected in (
+        ("", ["b4.conv1", "b8.conv0"]),
+        ("*.conv1,b16.*", ["b4.conv1", "b8.conv1", *names[3:]]),
+    ):
+        bank_plugin(G := build(), layers=patterns)
+        assert banks_of(G)["layers"] == expected
     with pytest.raises(ValueError, match=r"no layer 'b32\.\*'; there are b4\.conv1, b8"):
-        choose_layers("b4.*,b32.*", names)
+        bank_plugin(build(), layers="b4.*,b32.*")
 
 
 def gradients(rank, world):

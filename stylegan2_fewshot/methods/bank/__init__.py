@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import math
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ...drawing import DrawOptions
+from ...patterns import chosen
 from ...plugin import Plugin, Run, register
 from .filters import KEY, banks_of, candidates, held, install, parse_route
-
-
-def choose_layers(patterns: str, names: list[str]) -> list[str]:
-    """Return the layers that patterns, separated by commas, name; none: the half at the latent."""
-    if not patterns:
-        return names[: max(len(names) // 2, 1)]
-    wanted = patterns.split(",")
-    for pattern in wanted:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            known = ", ".join(names)
-            raise ValueError(f"--bank-layers={patterns}: no layer {pattern!r}; there are {known}")
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)]
 
 
 class BankDrawing(DrawOptions):
@@ -91,7 +79,11 @@ class Bank(Plugin):
 
     def setup(self, run: Run) -> None:
         self._G = [run.G]
-        layers = choose_layers(self.layers, candidates(run.G))
+        layers = candidates(run.G)
+        if self.layers:
+            layers = chosen("--bank-layers", self.layers, layers)
+        else:
+            layers = layers[: max(len(layers) // 2, 1)]
         if have := banks_of(run.G):
             self._refuse_others(have, layers)
         elif self.size > 1:
