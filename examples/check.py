@@ -23,12 +23,10 @@ import limited_data
 import tables
 
 DOCUMENTS: dict[str, Callable[[Any], dict[str, str]]] = {
-    "few-shot": few_shot.sections,
-    "fisher": fisher_figure.sections,
-    "limited-data": limited_data.sections,
-    "filter-banks": filter_banks.sections,
-    "instance-prior": instance_prior.sections,
+    module.EXPERIMENT.name: module.EXPERIMENT.sections
+    for module in (few_shot, limited_data, filter_banks, instance_prior)
 }
+DOCUMENTS[fisher_figure.NAME] = fisher_figure.sections
 TOLERANCE = 0.002  # of KID: other processors round features otherwise
 
 

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import click
-import few_shot
 import torch
 from few_shot import SOURCE, enlarged
 from measures import as_float, real_images, samples
@@ -24,7 +23,7 @@ from training import grids
 
 TEN = Path("examples/lorelei-ten.zip")
 COMMON = (
-    f"--data={TEN} --resume={SOURCE} --mirror=1 --batch=4 --gamma={few_shot.SETTINGS['gamma']:g} "
+    f"--data={TEN} --resume={SOURCE} --mirror=1 --batch=4 --gamma=0.2 "
     "--pl-weight=0 --ema-kimg=2 --tick=0.1 --snap=1000 --metrics=none"
 )
 METHODS = {

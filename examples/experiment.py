@@ -9,57 +9,70 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import tables
 import torch
-from trials import ROOT, Trial, commit, finished, slug, train
+from trials import ROOT, Trial, commit, finished, slug, snapshots, train
 
 from metrics import results
 from stylegan2_fewshot.files import write_text
 from stylegan2_fewshot.ops import select
+from tools.command import Command
 
 DOCS = ROOT / "docs"
-Row = dict[str, float]
+Row = dict[str, Any]
 Record = dict[str, Any]  # what NAME.json holds
 Runs = Mapping[Trial, Path]  # directories of finished runs
+Settings = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
 class Experiment:
-    """What makes one experiment differ from the others.
+    """What experiments have in common; a subclass says how one differs.
 
     Attributes:
         name: Of its document, its JSON file and its folder of runs.
         methods: Options of `train.py` by method.
-        trial: Returns the run of a method, its options and a seed under the settings.
-        sections: Returns the document's sections from the record.
         settings: Options of the command that trials depend on, with their defaults.
         default: Methods that are run where none are named; all of them if empty.
         seeds: Seeds that are run where none are named.
-        prepare: Makes what the runs need; given the folder of runs and the settings.
-        measure: Adds further measures to a finished run's metrics.
-        references: Returns rows to compare with; given finished runs, folder of runs, settings.
-        pictures: Draws the document's pictures; given finished runs, settings, folder.
     """
 
     name: str
     methods: Mapping[str, str]
-    trial: Callable[[str, str, int, Mapping[str, Any]], Trial]
-    sections: Callable[[Record], dict[str, str]]
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Settings = {}
     default: Sequence[str] = ()
     seeds: Sequence[int] = (0, 1, 2)
-    prepare: Callable[[Path, Mapping[str, Any]], None] = lambda out, settings: None
-    measure: Callable[[Trial, Path], None] = lambda trial, run_dir: None
-    references: Callable[[Runs, Path, Mapping[str, Any]], dict[str, Any]] = (
-        lambda runs, out, settings: {}
-    )
-    pictures: Callable[[Runs, Mapping[str, Any], Path], None] = lambda runs, settings, docs: None
+
+    def trial(self, method: str, options: str, seed: int, settings: Settings) -> Trial:
+        """Return the run of a method, its options and a seed under the settings."""
+        raise NotImplementedError
+
+    def prepare(self, out: Path, settings: Settings) -> None:
+        """Make what the runs need, below the folder of runs, or refuse what cannot be run."""
+
+    def measure(self, trial: Trial, run_dir: Path) -> None:
+        """Add further measures to a finished run's metrics."""
+
+    def references(self, runs: Runs, out: Path, settings: Settings) -> Row:
+        """Return rows to compare with."""
+        return {}
+
+    def paragraphs(self, record: Record) -> list[str]:
+        """Return the document's text on runs, of which there are some."""
+        raise NotImplementedError
+
+    def pictures(self, runs: Runs, record: Record, docs: Path) -> None:
+        """Draw the document's pictures from finished runs."""
+
+    def sections(self, record: Record) -> dict[str, str]:
+        """Return the document's sections by name: here a single one."""
+        if not record["runs"]:
+            return {self.name: f"0 of {len(self.seeds)} seeds were run."}
+        return {self.name: "\n\n".join([*self.paragraphs(record), commands(record)])}
 
 
 def processor() -> str:
@@ -73,9 +86,9 @@ def processor() -> str:
     return f"{names[0] if names else platform.processor()}, {best}"
 
 
-def row(trial: Trial, run_dir: Path, out: Path) -> dict[str, Any]:
+def row(trial: Trial, run_dir: Path, out: Path) -> Row:
     """Return what the record says of a finished run."""
-    known = trial.folder(out) / "commit.txt"
+    known = ROOT / trial.folder(out) / "commit.txt"
     at: dict[float, Row] = {}
     for lines in results.read(run_dir).values():
         for line in lines:
@@ -84,14 +97,14 @@ def row(trial: Trial, run_dir: Path, out: Path) -> dict[str, Any]:
         "method": trial.method,
         "group": trial.group,
         "seed": trial.seed,
-        "commit": (ROOT / known).read_text() if (ROOT / known).exists() else "",
+        "commit": known.read_text() if known.exists() else "",
         "command": f"python {trial.command(out)}",
         "snapshots": [{"kimg": kimg, **at[kimg]} for kimg in sorted(at)],
         "end": ends(run_dir),
     }
 
 
-def rounded(found: Mapping[str, Any]) -> dict[str, Any]:
+def rounded(found: Mapping[str, Any]) -> Row:
     """Return numbers with six significant digits, others as they are."""
     return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in found.items()}
 
@@ -124,9 +137,14 @@ def load(name: str, docs: Path = DOCS) -> Record:
     return record
 
 
-def by_method(record: Record, group: str = "") -> dict[str, list[dict[str, Any]]]:
+def save(record: Record, docs: Path) -> None:
+    """Write the record of an experiment."""
+    write_text(docs / f"{record['experiment']}.json", json.dumps(record, indent=1) + "\n")
+
+
+def by_method(record: Record, group: str = "") -> dict[str, list[Row]]:
     """Return a group's runs by method, in the order of the record."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[Row]] = {}
     for run in record["runs"]:
         if run["group"] == group:
             found.setdefault(run["method"], []).append(run)
@@ -139,47 +157,47 @@ def commands(record: Record, group: str = "") -> str:
     return "\n".join(["The commands, those of other seeds alike:", "", *lines])
 
 
+def networks(runs: Runs) -> dict[str, Path]:
+    """Return the last network of every method's first run."""
+    found: dict[str, Path] = {}
+    for trial, run_dir in runs.items():
+        found.setdefault(trial.method, snapshots(run_dir)[-1])
+    return found
+
+
 def report(
-    experiment: Experiment,
-    trials: Iterable[Trial],
-    settings: Mapping[str, Any],
-    *,
-    out: Path,
-    docs: Path,
+    experiment: Experiment, trials: Sequence[Trial], settings: Settings, out: Path, docs: Path
 ) -> None:
-    """Write record, pictures and document from the runs that are finished."""
-    runs = finished(trials, out)
+    """Write record, pictures and document from the runs that are finished.
+
+    What an earlier record says of groups that have no run now stays.
+    """
+    runs, name = finished(trials, out), experiment.name
     for trial, run_dir in runs.items():
         experiment.measure(trial, run_dir)
     record = {
-        "experiment": experiment.name,
+        "experiment": name,
         "settings": dict(settings),
         "processor": processor(),
         "commit": commit(),
         "references": experiment.references(runs, out, settings),
         "runs": [row(trial, run_dir, out) for trial, run_dir in runs.items()],
     }
-    keep_other_groups(record, docs)
+    if (docs / f"{name}.json").exists():
+        old, groups = load(name, docs), {run["group"] for run in record["runs"]}
+        record["references"] = {**old["references"], **record["references"]}
+        record["runs"] += [run for run in old["runs"] if run["group"] not in groups]
     docs.mkdir(parents=True, exist_ok=True)
-    write_text(docs / f"{experiment.name}.json", json.dumps(record, indent=1) + "\n")
-    experiment.pictures(runs, settings, docs)
-    tables.publish(docs / f"{experiment.name}.md", experiment.sections(record))
+    save(record, docs)
+    experiment.pictures(runs, record, docs)
+    tables.publish(docs / f"{name}.md", experiment.sections(record))
 
 
-def keep_other_groups(record: Record, docs: Path) -> None:
-    """Add to a record what the file of an earlier one says about groups that it does not have."""
-    if not (docs / f"{record['experiment']}.json").exists():
-        return
-    old, groups = load(record["experiment"], docs), {run["group"] for run in record["runs"]}
-    record["references"] = {**old["references"], **record["references"]}
-    record["runs"] += [run for run in old["runs"] if run["group"] not in groups]
-
-
-def remembered(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def remembered(path: Path, make: Callable[[], Row]) -> Row:
     """Return what `make` returned the first time, kept as JSON below the project's root."""
     if not (ROOT / path).exists():
         write_text(ROOT / path, json.dumps(make(), indent=1) + "\n")
-    found: dict[str, Any] = json.loads((ROOT / path).read_text())
+    found: Row = json.loads((ROOT / path).read_text())
     return found
 
 
@@ -211,7 +229,7 @@ def command(experiment: Experiment, help_: str) -> click.Command:
     seeds = ",".join(map(str, experiment.seeds))
     folder = click.Path(path_type=Path)
 
-    @click.command(help=help_.split("\n")[0], context_settings={"show_default": True})
+    @click.command(cls=Command, help=help_.split("\n")[0], context_settings={"show_default": True})
     @click.option("--methods", default=default, help="Which to run.")
     @click.option("--method", "more", multiple=True, metavar="NAME=OPTIONS", help="One of yours.")
     @click.option("--seeds", default=seeds, callback=numbers)
@@ -231,8 +249,9 @@ def command(experiment: Experiment, help_: str) -> click.Command:
     ) -> None:
         start = time.time()
         select("auto", torch.device("cpu"))
-        known.update(own.split("=", 1) for own in more)
-        names = chosen(known, ",".join([methods, *(slug(own.split("=", 1)[0]) for own in more)]))
+        own = dict(text.split("=", 1) for text in more)
+        known.update(own)
+        names = chosen(known, ",".join([methods, *map(slug, own)]))
         everything = [
             experiment.trial(name, known[name], seed, settings) for seed in seeds for name in known
         ]
@@ -240,7 +259,7 @@ def command(experiment: Experiment, help_: str) -> click.Command:
         if not reports:
             train([trial for trial in everything if trial.method in names], out, jobs=jobs)
         everything.sort(key=lambda trial: list(known).index(trial.method))
-        report(experiment, everything, settings, out=out, docs=docs)
+        report(experiment, everything, settings, out, docs)
         click.echo(f"{time.time() - start:.0f} s\n{docs / name}.md")
 
     for option, value in experiment.settings.items():

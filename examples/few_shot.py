@@ -21,9 +21,21 @@ import make_data
 import measures
 import scipy.stats
 import torch
-from experiment import Experiment, Record, Runs, by_method, command, commands, remembered, rounded
+from experiment import (
+    Experiment,
+    Record,
+    Row,
+    Runs,
+    Settings,
+    by_method,
+    command,
+    commands,
+    networks,
+    remembered,
+    rounded,
+)
 from measures import as_float, real_images, samples
-from tables import MINUS, markdown, spread
+from tables import MINUS, cells, markdown, spread
 from trials import ROOT, Trial, run, snapshots
 
 import metrics
@@ -34,26 +46,6 @@ from training.dataset import ImageDataset
 SOURCE = Path("examples/toon-heads-32.pkl")
 TARGETS = ("lorelei", "personas")
 P_KIMG = 0.4  # thousands of images in which p can go from 0 to 1: a run is short
-METHODS = {
-    "fine-tuning": "--aug=noaug",
-    "EWC": "--aug=noaug {ewc}",
-    "EWC, lambda 3": "--aug=noaug --ewc-lambda=3 --ewc-samples=500",
-    "EWC + APA": "--aug=apa --apa-kimg={p_kimg} {ewc}",
-    "placebo": "--aug=noaug --lecam-lambda=1e-9",
-    "APA": "--aug=apa --apa-kimg={p_kimg}",
-    "ADA": "--aug=ada --ada-kimg={p_kimg}",
-    "Freeze-D": "--aug=noaug --freezed=4",
-    "CDC": "--aug=noaug --cdc-lambda=1000",
-    "tune": "--aug=noaug --tune=affine-bias",
-    "FSGAN": "--aug=noaug --fsgan=GD",
-    "RICK": "--aug=noaug --rick-freeze=40",
-    "AdAM": "--aug=noaug --adam-percentile=50",
-    "DCL": "--aug=noaug --dcl-g=2",
-    "MineGAN": "--aug=noaug --minegan-layers=2",
-    "frozen": "--aug=noaug --ewc-lambda=1e12",
-}
-SEEDS = (0, 1, 2, 3, 4)
-DEFAULT = ("fine-tuning", "EWC", "EWC + APA", "placebo")
 KID, DIVERSITY = "kid5k_full@mobilenetv2", "lpips1k_intra"
 METRICS = (KID, "fd5k_full@mobilenetv2", "pr5k3_full@mobilenetv2", DIVERSITY)
 FURTHER = "copies"
@@ -67,101 +59,23 @@ COLUMNS = {  # heading: key, digits
     "nearness": ("nearness", 2),
     "sharpness": ("sharpness", 1),
 }
+ENDS = {"p of APA": ("apa_p", 2), "EWC/ratio": ("ewc_ratio", 2)}
 SHOWN = range(12)  # seeds of the pictures
 EMBEDDED = "source, embedded held-out"  # the row that check.py measures anew
+ENOUGH = 5  # seeds for a test
 
 
-def ten(target: str, seed: int, size: int = 32) -> Path:
-    """Return the archive of the ten images that a seed trains on."""
-    return make_data.archive(target, f"ten{seed % len(SEEDS)}", size)
+def archives(settings: Settings, seed: int = 0) -> tuple[Path, Path]:
+    """Return a seed's ten images, and those to measure against."""
+    target, size = settings["target"], settings["size"]
+    ten, heldout = f"ten{seed % len(FewShot.seeds)}", "heldout"
+    return make_data.archive(target, ten, size), make_data.archive(target, heldout, size)
 
 
-def heldout(target: str, size: int = 32) -> Path:
-    """Return the archive of the images to measure against."""
-    return make_data.archive(target, "heldout", size)
-
-
-def group(settings: Mapping[str, Any]) -> str:
+def group(settings: Settings) -> str:
     """Return the name of a target's section, and of its folder of runs."""
     target, size = settings["target"], settings["size"]
     return target if size == 32 else f"{target}-{size}"
-
-
-def trial(method: str, options: str, seed: int, settings: Mapping[str, Any]) -> Trial:
-    """Return the run of a method and a seed."""
-    where, kimg, snaps = (settings[key] for key in ("target", "kimg", "snapshots"))
-    size, own = settings["size"], options.format(p_kimg=P_KIMG, ewc=settings["ewc"])
-    shared = (
-        f"--data={ten(where, seed, size)} --metricdata={heldout(where, size)} "
-        f"--resume={settings['source']} --mirror=1 "
-        f"--batch=4 --gamma={settings['gamma']:g} --pl-weight=0 --ema-kimg=2 --kimg={kimg} "
-        f"--tick={kimg / snaps / 16:g} --snap=16 --metrics={','.join(METRICS)}"
-    )
-    return Trial(method, f"{shared} {own}", seed, group(settings))
-
-
-def archives(settings: Mapping[str, Any], seed: int = 0) -> tuple[Path, Path]:
-    """Return a seed's ten images, and those to measure against."""
-    target, size = settings["target"], settings["size"]
-    return ten(target, seed, size), heldout(target, size)
-
-
-def prepare(out: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse what cannot be run, with what to do."""
-    if settings["target"] not in TARGETS:
-        raise click.UsageError(f"--target: {settings['target']} is none of {', '.join(TARGETS)}")
-    for archive in archives(settings):
-        if not (ROOT / archive).exists():
-            size = settings["size"]
-            raise click.UsageError(f"{archive}: run python examples/make_data.py --size={size}")
-    data = [ImageDataset(ROOT / archive) for archive in archives(settings)]
-    if complaints := metrics.usable(METRICS, *data)[1]:
-        raise click.UsageError("\n".join(complaints))
-
-
-def measure(trial: Trial, run_dir: Path) -> None:
-    """Add copies at matched blur to the last snapshot's metrics."""
-    last, options = snapshots(run_dir)[-1], trial.options
-    where = [Path(re.search(rf"--{name}=(\S+)", options)[1]) for name in ("data", "metricdata")]
-    measures.kept(run_dir, FURTHER, last, lambda: measures.further(last, *where))
-
-
-def references(runs: Runs, out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the rows that runs are compared with, by target and name."""
-    folder, source = out / group(settings), settings["source"]
-    name = f"source-{sha256_of(ROOT / source)[:8]}.json"
-    own = remembered(folder / name, lambda: _source(settings, folder))
-    images = remembered(folder / "images.json", lambda: _images(settings))
-    level = _level(runs) or round(own["source"]["sharpness"])
-    soft = remembered(folder / f"blurred-{level}.json", lambda: _blurred(settings, level))
-    return {group(settings): {**own, **images, f"held-out, blurred to {level}": soft}}
-
-
-def _level(runs: Runs) -> float | None:
-    """Return the mean sharpness of the fine-tuned networks' samples, if there are any."""
-    found = [metrics.read(path) for trial, path in runs.items() if trial.method == "fine-tuning"]
-    levels = [lines[FURTHER][-1]["results"]["sharpness"] for lines in found]
-    return round(sum(levels) / len(levels)) if levels else None
-
-
-def _blurred(settings: Mapping[str, Any], level: float) -> dict[str, Any]:
-    shots, unseen = archives(settings)
-    return _row(measures.blurred_to(real_images(unseen), level), shots, unseen)
-
-
-def _source(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    folder, data, source = out / "source", archives(settings), settings["source"]
-    where = f"--data={data[0]} --metricdata={data[1]} --mirror=1"
-    if not metrics.read(ROOT / folder):
-        names = f"--metrics={','.join(METRICS)}"
-        run(f"-m metrics {source} {names} {where} --out={folder}", ROOT / folder / "output.txt")
-    found = {
-        k: v for m in metrics.read(ROOT / folder).values() for k, v in m[-1]["results"].items()
-    }
-    rows = {"source": rounded({**found, **measures.further(ROOT / source, *data)})}
-    if Path(source) == SOURCE:
-        rows[EMBEDDED] = rounded({"kid1k_full@mobilenetv2": embedded(settings["target"])})
-    return rows
 
 
 def embedded(target: str) -> float:
@@ -172,51 +86,48 @@ def embedded(target: str) -> float:
     return next(metrics.compute([name], G, *data, show=False))["results"][name]
 
 
-def _images(settings: Mapping[str, Any]) -> dict[str, Any]:
+def source_rows(settings: Settings, out: Path) -> Row:
+    """Return the rows of the source network."""
+    folder, data, source = out / "source", archives(settings), settings["source"]
+    where = f"--data={data[0]} --metricdata={data[1]} --mirror=1"
+    if not metrics.read(ROOT / folder):
+        names = f"--metrics={','.join(METRICS)}"
+        run(f"-m metrics {source} {names} {where} --out={folder}", ROOT / folder / "output.txt")
+    lines = metrics.read(ROOT / folder).values()
+    found = {k: v for line in lines for k, v in line[-1]["results"].items()}
+    rows = {"source": rounded({**found, **measures.further(ROOT / source, *data)})}
+    if Path(source) == SOURCE:
+        rows[EMBEDDED] = rounded({"kid1k_full@mobilenetv2": embedded(settings["target"])})
+    return rows
+
+
+def image_rows(settings: Settings) -> Row:
     """Return the rows of images that no network has made."""
-    shots, unseen = archives(settings)
-    few, many = real_images(shots), real_images(unseen)
+    few, many = map(real_images, archives(settings))
     own = real_images(make_data.archive(make_data.SOURCE, "heldout", settings["size"]))
-    rows = {
-        "the ten themselves": few,
-        "real source images": own,
-        "held-out themselves": many,
-    }
-    found = {name: _row(images, shots, unseen) for name, images in rows.items()}
+    rows = {"the ten themselves": few, "real source images": own, "held-out themselves": many}
+    found = {name: image_row(images, settings) for name, images in rows.items()}
     control = measures.copies(measures.blurred(few, 1.5), few, many[: measures.COUNT])
     return {**found, "the ten, blurred by 1.5 px": rounded(control)}
 
 
-def _row(images: torch.Tensor, shots: Path, unseen: Path) -> dict[str, Any]:
-    found = measures.of_images(images, METRICS, shots, unseen)
-    near = measures.copies(
-        images[: measures.COUNT], real_images(shots), real_images(unseen)[-measures.COUNT :]
-    )
+def image_row(images: torch.Tensor, settings: Settings) -> Row:
+    """Return the measures of images, as if a network had made them."""
+    data = archives(settings)
+    found = measures.of_images(images, METRICS, *data)
+    few, many = map(real_images, data)
+    near = measures.copies(images[: measures.COUNT], few, many[-measures.COUNT :])
     return rounded({**found, "sharpness": measures.sharpness(images), **near})
 
 
-def at_end(run: Mapping[str, Any]) -> dict[str, float]:
+def at_end(run: Row) -> dict[str, float]:
     """Return the measures of a run's last snapshot."""
     return run["snapshots"][-1]
 
 
-def sections(record: Record) -> dict[str, str]:
-    """Return the document's sections."""
-    found = {}
-    for target, rows in record["references"].items():
-        parts = [reference_table(rows), method_table(record, target), seed_table(record, target)]
-        parts += [tests(record, target), f"![Samples](few-shot-{target}.png)"]
-        found[target] = "\n\n".join([*parts, commands(record, target)])
-    return found
-
-
 def reference_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """Return the references' measures; what a row lacks stays empty."""
-    lines = [
-        [name, *(spread([found.get(key)], digits) for key, digits in COLUMNS.values())]
-        for name, found in rows.items()
-        if name != EMBEDDED
-    ]
+    lines = [[name, *cells([found], COLUMNS)] for name, found in rows.items() if name != EMBEDDED]
     text = markdown(["reference", *COLUMNS], lines)
     if EMBEDDED not in rows:
         return text
@@ -227,14 +138,13 @@ def reference_table(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 def method_table(record: Record, target: str) -> str:
     """Return means and spreads over seeds at the last snapshot, and the best snapshot's KID."""
-    header = ["method", "seeds", *COLUMNS, "KID, best", "p of APA", "EWC/ratio"]
     lines = []
     for method, runs in by_method(record, target).items():
-        cells = [spread([at_end(r).get(k) for r in runs], n) for k, n in COLUMNS.values()]
-        best = spread([min(s[KID] for s in r["snapshots"]) for r in runs])
-        more = [spread([r["end"].get(key) for r in runs], 2) for key in ("apa_p", "ewc_ratio")]
-        lines.append([method, str(len(runs)), *cells, best, *more])
-    return markdown(header, lines)
+        found = cells([at_end(run) for run in runs], COLUMNS)
+        best = spread([min(s[KID] for s in run["snapshots"]) for run in runs])
+        more = cells([run["end"] for run in runs], ENDS)
+        lines.append([method, str(len(runs)), *found, best, *more])
+    return markdown(["method", "seeds", *COLUMNS, "KID, best", *ENDS], lines)
 
 
 def seed_table(record: Record, target: str) -> str:
@@ -244,8 +154,8 @@ def seed_table(record: Record, target: str) -> str:
     lines = []
     for method, those in runs.items():
         at = {run["seed"]: at_end(run) for run in those}
-        cells = [f"{at[s][KID]:.3f} / {at[s][DIVERSITY]:.3f}" if s in at else "" for s in seeds]
-        lines.append([method, *cells])
+        both = [f"{at[s][KID]:.3f} / {at[s][DIVERSITY]:.3f}" if s in at else "" for s in seeds]
+        lines.append([method, *both])
     return markdown(["KID / intra-LPIPS", *(f"seed {seed}" for seed in seeds)], lines)
 
 
@@ -256,16 +166,14 @@ def tests(record: Record, target: str) -> str:
     title = f"**EWC against fine-tuning**, {seeds} paired seeds, last snapshot"
     if not seeds:
         return f"{title}."
-    enough = seeds >= len(SEEDS)
-    p = {
-        k: float(scipy.stats.ttest_1samp(v, 0).pvalue) if enough else 1.0 for k, v in pairs.items()
-    }
-    lines = []
-    for key, label in ((KID, "KID"), (DIVERSITY, "intra-LPIPS")):
-        text = f"{label} {spread(pairs[key]).replace('-', MINUS)}"
-        lines.append(f"{text}, p = {p[key]:.3g}, after Holm {holm(p)[key]:.3g}" if enough else text)
-    why = "" if enough else f" Not tested: that takes {len(SEEDS)} seeds."
-    return f"{title} (difference, mean ± deviation over seeds): {'; '.join(lines)}.{why}"
+    labels = {KID: "KID", DIVERSITY: "intra-LPIPS"}
+    lines = {k: f"{labels[k]} {spread(v).replace('-', MINUS)}" for k, v in pairs.items()}
+    why = f" Not tested: that takes {ENOUGH} seeds."
+    if seeds >= ENOUGH:
+        p = {key: float(scipy.stats.ttest_1samp(v, 0).pvalue) for key, v in pairs.items()}
+        why, after = "", holm(p)
+        lines = {k: f"{x}, p = {p[k]:.3g}, after Holm {after[k]:.3g}" for k, x in lines.items()}
+    return f"{title} (difference, mean ± deviation over seeds): {'; '.join(lines.values())}.{why}"
 
 
 def paired(
@@ -286,17 +194,6 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def pictures(runs: Runs, settings: Mapping[str, Any], docs: Path) -> None:
-    """Draw samples of the same seeds from the source and every method's first run."""
-    first: dict[str, Path] = {"source": ROOT / settings["source"]}
-    for trial, run_dir in runs.items():
-        first.setdefault(trial.method, snapshots(run_dir)[-1])
-    rows = [("the ten", as_float(real_images(archives(settings)[0])))]
-    rows += [(label, samples(network, SHOWN)) for label, network in first.items()]
-    picture = grids.labelled_rows(enlarged(rows))
-    grids.save_png(docs / f"few-shot-{group(settings)}.png", picture)
-
-
 def enlarged(rows: Iterable[tuple[str, torch.Tensor]], size: int = 64) -> list[Any]:
     """Return rows of images at `size` pixels, each pixel repeated."""
 
@@ -307,28 +204,113 @@ def enlarged(rows: Iterable[tuple[str, torch.Tensor]], size: int = 64) -> list[A
     return [(label, repeated(images)) for label, images in rows]
 
 
-SETTINGS = {
-    "target": "lorelei",
-    "size": 32,
-    "source": str(SOURCE),
-    "kimg": 8,
-    "snapshots": 1,
-    "gamma": 0.2,
-    "ewc": "--ewc-lambda=30 --ewc-samples=500",
-}
-EXPERIMENT = Experiment(
-    "few-shot",
-    METHODS,
-    trial,
-    sections,
-    SETTINGS,
-    DEFAULT,
-    SEEDS,
-    prepare,
-    measure,
-    references,
-    pictures,
-)
+class FewShot(Experiment):
+    name = "few-shot"
+    methods = {
+        "fine-tuning": "--aug=noaug",
+        "EWC": "--aug=noaug {ewc}",
+        "EWC, lambda 3": "--aug=noaug --ewc-lambda=3 --ewc-samples=500",
+        "EWC + APA": "--aug=apa --apa-kimg={p_kimg} {ewc}",
+        "placebo": "--aug=noaug --lecam-lambda=1e-9",
+        "APA": "--aug=apa --apa-kimg={p_kimg}",
+        "ADA": "--aug=ada --ada-kimg={p_kimg}",
+        "Freeze-D": "--aug=noaug --freezed=4",
+        "CDC": "--aug=noaug --cdc-lambda=1000",
+        "tune": "--aug=noaug --tune=affine-bias",
+        "FSGAN": "--aug=noaug --fsgan=GD",
+        "RICK": "--aug=noaug --rick-freeze=40",
+        "AdAM": "--aug=noaug --adam-percentile=50",
+        "DCL": "--aug=noaug --dcl-g=2",
+        "MineGAN": "--aug=noaug --minegan-layers=2",
+        "frozen": "--aug=noaug --ewc-lambda=1e12",
+    }
+    settings = {
+        "target": "lorelei",
+        "size": 32,
+        "source": str(SOURCE),
+        "kimg": 8,
+        "snapshots": 1,
+        "gamma": 0.2,
+        "ewc": "--ewc-lambda=30 --ewc-samples=500",
+    }
+    default = ("fine-tuning", "EWC", "EWC + APA", "placebo")
+    seeds = (0, 1, 2, 3, 4)
+
+    def trial(self, method: str, options: str, seed: int, settings: Settings) -> Trial:
+        ten, heldout = archives(settings, seed)
+        kimg, snaps = settings["kimg"], settings["snapshots"]
+        shared = (
+            f"--data={ten} --metricdata={heldout} --resume={settings['source']} --mirror=1 "
+            f"--batch=4 --gamma={settings['gamma']:g} --pl-weight=0 --ema-kimg=2 --kimg={kimg} "
+            f"--tick={kimg / snaps / 16:g} --snap=16 --metrics={','.join(METRICS)}"
+        )
+        own = options.format(p_kimg=P_KIMG, ewc=settings["ewc"])
+        return Trial(method, f"{shared} {own}", seed, group(settings))
+
+    def prepare(self, out: Path, settings: Settings) -> None:
+        """Refuse what cannot be run, with what to do."""
+        target, size = settings["target"], settings["size"]
+        if target not in TARGETS:
+            raise click.UsageError(f"--target: {target} is none of {', '.join(TARGETS)}")
+        for archive in archives(settings):
+            if not (ROOT / archive).exists():
+                raise click.UsageError(f"{archive}: run python examples/make_data.py --size={size}")
+        data = [ImageDataset(ROOT / archive) for archive in archives(settings)]
+        if complaints := metrics.usable(METRICS, *data)[1]:
+            raise click.UsageError("\n".join(complaints))
+
+    def measure(self, trial: Trial, run_dir: Path) -> None:
+        """Add copies at matched blur to the last snapshot's metrics."""
+        ten, heldout = (
+            Path(re.search(rf"--{name}=(\S+)", trial.options)[1]) for name in ("data", "metricdata")
+        )
+        last = snapshots(run_dir)[-1:]
+        measures.kept(run_dir, FURTHER, last, lambda path: measures.further(path, ten, heldout))
+
+    def references(self, runs: Runs, out: Path, settings: Settings) -> Row:
+        """Return the rows that runs are compared with, by target and name."""
+        folder = out / group(settings)
+        source = folder / f"source-{sha256_of(ROOT / settings['source'])[:8]}.json"
+        own = remembered(source, lambda: source_rows(settings, folder))
+        images = remembered(folder / "images.json", lambda: image_rows(settings))
+        tuned = [metrics.read(p)[FURTHER] for t, p in runs.items() if t.method == "fine-tuning"]
+        levels = [lines[-1]["results"]["sharpness"] for lines in tuned]
+        level = round(sum(levels) / len(levels)) if levels else 0
+        level = level or round(own["source"]["sharpness"])
+
+        def blurred() -> Row:
+            unseen = real_images(archives(settings)[1])
+            return image_row(measures.blurred_to(unseen, level), settings)
+
+        soft = remembered(folder / f"blurred-{level}.json", blurred)
+        return {group(settings): {**own, **images, f"held-out, blurred to {level}": soft}}
+
+    def sections(self, record: Record) -> dict[str, str]:
+        """Return a section for each target."""
+        found = {}
+        for target, rows in record["references"].items():
+            parts = [
+                reference_table(rows),
+                method_table(record, target),
+                seed_table(record, target),
+                tests(record, target),
+                f"![Samples](few-shot-{target}.png)",
+                commands(record, target),
+            ]
+            found[target] = "\n\n".join(parts)
+        return found
+
+    def pictures(self, runs: Runs, record: Record, docs: Path) -> None:
+        """Draw samples of the same seeds from the source and every method's first run."""
+        settings = record["settings"]
+        shown = {"source": ROOT / settings["source"], **networks(runs)}
+        rows = [("the ten", as_float(real_images(archives(settings)[0])))]
+        rows += [(label, samples(network, SHOWN)) for label, network in shown.items()]
+        picture = grids.labelled_rows(enlarged(rows))
+        grids.save_png(docs / f"few-shot-{group(settings)}.png", picture)
+
+
+EXPERIMENT = FewShot()
 
 if __name__ == "__main__":
     command(EXPERIMENT, __doc__)()

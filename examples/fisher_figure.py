@@ -11,7 +11,6 @@ read off the few-shot experiment's StyleGAN2. Convolution weights only.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import time
 from collections.abc import Mapping
@@ -24,12 +23,11 @@ import make_data
 import numpy as np
 import tables
 import torch
-from experiment import DOCS, commit, processor, remembered, rounded
+from experiment import DOCS, processor, remembered, rounded, save
 from measures import as_float, real_images
 from torch import Tensor, nn
-from trials import ROOT, Trial, cores, run, snapshots, train
+from trials import ROOT, Trial, commit, cores, run, snapshots, train
 
-from stylegan2_fewshot.files import write_text
 from training import pickles
 
 NAME = "fisher"
@@ -150,10 +148,11 @@ def stylegan2(target: str, out: Path, settings: Mapping[str, Any]) -> list[dict[
         values = {k: float(stored[f"G.{k}"].mean()) for k in before}
     few = Path("out/few-shot")
     for seed in range(5):
-        tuned = few_shot.trial("fine-tuning", few_shot.METHODS["fine-tuning"], seed, settings)
-        options = re.sub(r"--metrics=\S+", "--metrics=none", tuned.options)
+        options = few_shot.FewShot.methods["fine-tuning"]
+        tuned = few_shot.EXPERIMENT.trial("fine-tuning", options, seed, settings)
         own = make_data.archive(make_data.SOURCE, "train")
-        options = options.replace(str(few_shot.ten(target, seed)), str(own))
+        options = re.sub(r"--metrics=\S+", "--metrics=none", tuned.options)
+        options = re.sub(r"--data=\S+", f"--data={own}", options)
         control = Trial("source's own data", options, seed, target)
         if not (done := tuned.finished(few)):
             continue
@@ -238,7 +237,7 @@ def main(
         for seed in range(seeds)
     ]
     settings = {"size": size, "width": width, "steps": steps, "target": target}
-    few = {**few_shot.SETTINGS, "target": target}
+    few = {**few_shot.FewShot.settings, "target": target}
     record = {
         "experiment": NAME,
         "settings": settings,
@@ -248,7 +247,7 @@ def main(
         "commit": commit(),
         "parts": {"DCGAN": rows, "StyleGAN2": stylegan2(target, out, few)},
     }
-    write_text(docs / f"{NAME}.json", json.dumps(record, indent=1) + "\n")
+    save(record, docs)
     tables.save_figure(docs / f"{NAME}.png", (10, 7), lambda figure: draw(figure, record))
     tables.publish(docs / f"{NAME}.md", sections(record))
 

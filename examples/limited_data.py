@@ -10,17 +10,15 @@ against 5,000 others.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import make_data
 import measures
 import numpy as np
 import torch
-from experiment import Experiment, Record, Runs, by_method, command, commands, load
+from experiment import Experiment, Record, Runs, Settings, by_method, command
 from measures import as_float, real_images
-from tables import markdown, save_figure, spread
+from tables import cells, markdown, save_curves, spread
 from torch import Tensor
 from trials import ROOT, Trial, snapshots
 
@@ -29,31 +27,14 @@ from training.dataset import ImageDataset
 
 DATA = make_data.archive(make_data.SOURCE, "train")
 HELDOUT = make_data.archive(make_data.SOURCE, "heldout")
-P = "--{0}-kimg={{p_kimg:g}}".format
-METHODS = {
-    "none": "--aug=noaug",
-    "ADA": f"--aug=ada {P('ada')}",
-    "APA": f"--aug=apa {P('apa')}",
-    # With equal targets both p rise together: ADA acts first here, and APA on what is left.
-    "ADA + APA": f"--aug=ada,apa --target=0.5 --apa-target=0.6 {P('ada')} {P('apa')}",
-    "DiffAugment": "--aug=diffaugment",
-    "all 20,000": "--aug=noaug",
-}
 KID = "kid1k_full@mobilenetv2"
 OVERFITTING = "overfitting"
 COMPARED = 480  # images of each kind for r_v: a multiple of D's groups
-
-
-def trial(method: str, options: str, seed: int, settings: Mapping[str, Any]) -> Trial:
-    """Return the run of a method and a seed."""
-    kimg, subset = settings["kimg"], settings["subset"]
-    part = "" if method == "all 20,000" else f"--subset={subset} "
-    shared = (
-        f"--data={DATA} {part}--metricdata={HELDOUT} --cbase=1024 --cmax=64 --zdim=64 "
-        f"--map-depth=2 --batch=16 --gamma=0.05 --ema-kimg=10 --pl-weight=0 --kimg={kimg} "
-        f"--tick={kimg / 100:g} --snap=4 --metrics={KID}"
-    )
-    return Trial(method, f"{shared} {options.format(p_kimg=settings['p_kimg'])}", seed)
+BEST = {"KID, best": (KID, 3), "at kimg": ("kimg", 0)}  # heading: key, digits
+LAST = {"KID, last": (KID, 3)}
+MEMORY = {"r_v": (OVERFITTING, 2)}
+ENDS = {"logits, real": ("real", 2), "fake": ("fake", 2)}
+ENDS |= {"p of ADA": ("ada_p", 2), "p of APA": ("apa_p", 2)}
 
 
 @torch.no_grad()
@@ -77,83 +58,61 @@ def overfitting(network: Path, seen: Tensor, unseen: Tensor) -> float:
     return (train - validation) / (train - generated)
 
 
-def measure(trial: Trial, run_dir: Path) -> None:
-    """Add r_v of every snapshot to a run's metrics."""
-    options = json.loads((run_dir / "training_options.json").read_text())["dataset"]
-    dataset = ImageDataset(**{**options, "path": ROOT / options["path"]})
-    count = min(len(dataset), COMPARED)
-    seen = as_float(torch.from_numpy(np.stack([dataset[i][0] for i in range(count)])))
-    unseen = as_float(real_images(HELDOUT, count))
-    for path in snapshots(run_dir)[1:]:
+class LimitedData(Experiment):
+    name = "limited-data"
+    methods = {
+        "none": "--aug=noaug",
+        "ADA": "--aug=ada --ada-kimg={p_kimg:g}",
+        "APA": "--aug=apa --apa-kimg={p_kimg:g}",
+        # With equal targets both p rise together: ADA acts first here, and APA on what is left.
+        "ADA + APA": "--aug=ada,apa --target=0.5 --apa-target=0.6 --ada-kimg={p_kimg:g} "
+        "--apa-kimg={p_kimg:g}",
+        "DiffAugment": "--aug=diffaugment",
+        "all 20,000": "--aug=noaug",
+    }
+    settings = {"kimg": 500, "subset": 500, "p_kimg": 20.0}
 
-        def value(path: Path = path) -> dict[str, Any]:
-            return {OVERFITTING: overfitting(path, seen, unseen)}
+    def trial(self, method: str, options: str, seed: int, settings: Settings) -> Trial:
+        kimg, subset = settings["kimg"], settings["subset"]
+        part = "" if method == "all 20,000" else f"--subset={subset} "
+        shared = (
+            f"--data={DATA} {part}--metricdata={HELDOUT} --cbase=1024 --cmax=64 --zdim=64 "
+            f"--map-depth=2 --batch=16 --gamma=0.05 --ema-kimg=10 --pl-weight=0 --kimg={kimg} "
+            f"--tick={kimg / 100:g} --snap=4 --metrics={KID}"
+        )
+        return Trial(method, f"{shared} {options.format(**settings)}", seed)
 
-        measures.kept(run_dir, OVERFITTING, path, value)
+    def measure(self, trial: Trial, run_dir: Path) -> None:
+        options = json.loads((run_dir / "training_options.json").read_text())["dataset"]
+        dataset = ImageDataset(**{**options, "path": ROOT / options["path"]})
+        count = min(len(dataset), COMPARED)
+        seen = as_float(torch.from_numpy(np.stack([dataset[i][0] for i in range(count)])))
+        unseen = as_float(real_images(HELDOUT, count))
+        measures.kept(
+            run_dir,
+            OVERFITTING,
+            snapshots(run_dir)[1:],
+            lambda path: {OVERFITTING: overfitting(path, seen, unseen)},
+        )
 
+    def paragraphs(self, record: Record) -> list[str]:
+        header = ["method", "seeds", *BEST, *LAST, "last / best", *MEMORY, *ENDS]
+        lines = []
+        for method, runs in by_method(record).items():
+            curves = [[s for s in run["snapshots"] if KID in s] for run in runs]
+            best, last = [min(c, key=lambda s: s[KID]) for c in curves], [c[-1] for c in curves]
+            climb = spread([a[KID] / b[KID] for a, b in zip(last, best, strict=True)], 2)
+            line = [method, str(len(runs)), *cells(best, BEST), *cells(last, LAST), climb]
+            lines.append([*line, *cells(last, MEMORY), *cells([r["end"] for r in runs], ENDS)])
+        return [markdown(header, lines), "![KID and r_v along training](limited-data.png)"]
 
-def table(record: Record) -> str:
-    """Return, by method, means and spreads over seeds at the best and at the last snapshot."""
-    header = ["method", "seeds", "KID, best", "at kimg", "KID, last", "last / best", "r_v"]
-    header += ["logits, real", "fake", "p of ADA", "p of APA"]
-    lines = []
-    for method, runs in by_method(record).items():
-        curves = [[s for s in run["snapshots"] if KID in s] for run in runs]
-        best, last = [min(c, key=lambda s: s[KID]) for c in curves], [c[-1] for c in curves]
-        climb = [a[KID] / b[KID] for a, b in zip(last, best, strict=True)]
-        cells = [
-            spread([s[KID] for s in best]),
-            spread([s["kimg"] for s in best], 0),
-            spread([s[KID] for s in last]),
-            spread(climb, 2),
-            spread([s.get(OVERFITTING) for s in last], 2),
-        ]
-        ends = (spread([r["end"].get(k) for r in runs], 2) for k in ENDS)
-        lines.append([method, str(len(runs)), *cells, *ends])
-    return markdown(header, lines)
-
-
-ENDS = ("real", "fake", "ada_p", "apa_p")
-
-
-def sections(record: Record) -> dict[str, str]:
-    """Return the document's section."""
-    if not record["runs"]:
-        return {"limited-data": "0 of 3 seeds were run."}
-    plot = "![KID and r_v along training](limited-data.png)"
-    return {"limited-data": "\n\n".join([table(record), plot, commands(record)])}
-
-
-def pictures(runs: Runs, settings: Mapping[str, Any], docs: Path) -> None:
-    """Draw KID and r_v along training from the record beside the document."""
-    if runs:
-        record = load("limited-data", docs)
-        save_figure(docs / "limited-data.png", (10, 4), lambda figure: draw(figure, record))
-
-
-def draw(figure: Any, record: Record) -> None:
-    """Draw a panel for each measure: a colour for each method, a line for each seed."""
-    panels: Iterable[tuple[str, Any]] = zip((KID, OVERFITTING), figure.subplots(1, 2), strict=True)
-    for key, panel in panels:
-        for number, (method, runs) in enumerate(by_method(record).items()):
-            for index, run in enumerate(runs):
-                points = [(s["kimg"], s[key]) for s in run["snapshots"] if key in s]
-                label = None if index else method
-                panel.plot(*zip(*points, strict=True), ".-", color=f"C{number}", label=label)
-        panel.set(title=key, xlabel="kimg")
-        panel.grid(alpha=0.3)
-    panel.legend()
+    def pictures(self, runs: Runs, record: Record, docs: Path) -> None:
+        if runs:
+            titles = {key: key for key in (KID, OVERFITTING)}
+            save_curves(docs / "limited-data.png", (10, 4), by_method(record), titles)
 
 
-EXPERIMENT = Experiment(
-    "limited-data",
-    METHODS,
-    trial,
-    sections,
-    settings={"kimg": 500, "subset": 500, "p_kimg": 20.0},
-    measure=measure,
-    pictures=pictures,
-)
+EXPERIMENT = LimitedData()
 
 if __name__ == "__main__":
     command(EXPERIMENT, __doc__)()

