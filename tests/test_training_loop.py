@@ -82,8 +82,13 @@ def test_a_run_leaves_what_it_should(uninterrupted):
 class Board(list):
     """Stands in for TensorBoard's writer."""
 
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
     def add_scalar(self, name, value, global_step):
         self.append((name, value))
+        self.steps.append(global_step)
 
     def add_text(self, name, text):
         self.append((name, text))
@@ -112,6 +117,7 @@ def test_p_signals_and_logits_are_in_stats_status_line_and_tensorboard(
     line = json.loads((tmp_path / "stats.jsonl").read_text().splitlines()[-1])
     means = {label: line[name]["mean"] for label, name in labels.items()}
     assert {label: dict(board)[name] for label, name in labels.items()} == means
+    assert set(board.steps) == {8, 16}  # images: a short run's ticks are parts of a kimg
     assert dict(board)["fakes"][2] == dict(board)["reals"][2] == 3  # pictures, too
     assert '"total_kimg": 0.016' in dict(board)["options"]
     words = re.search("^tick 2 .*$", capsys.readouterr().out, re.MULTILINE)[0].split()

@@ -60,7 +60,7 @@ class RunLog:
         """Show a picture in TensorBoard."""
         if self._board is not None:
             pixels = np.asarray(picture.convert("RGB"))
-            self._board.add_image(name, pixels, global_step=cur_nimg // 1000, dataformats="HWC")
+            self._board.add_image(name, pixels, global_step=cur_nimg, dataformats="HWC")
 
     def record(self, moments: Mapping[str, stats.Moments], cur_nimg: int) -> None:
         """Append a tick's statistics to stats.jsonl and TensorBoard."""
@@ -83,7 +83,7 @@ class RunLog:
     def _plot(self, values: Mapping[str, float], cur_nimg: int) -> None:
         if self._board is not None:
             for name, value in values.items():
-                self._board.add_scalar(name, value, global_step=cur_nimg // 1000)
+                self._board.add_scalar(name, value, global_step=cur_nimg)
             self._board.flush()
 
 
@@ -186,4 +186,4 @@ def _tensorboard(run_dir: Path, cur_nimg: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(run_dir, purge_step=cur_nimg // 1000 + 1 if cur_nimg else None)
+    return SummaryWriter(run_dir, purge_step=cur_nimg + 1 if cur_nimg else None)
