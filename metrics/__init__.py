@@ -59,8 +59,8 @@ def usable(
             load(metric.detector, torch.device(device), trust=trust)
         except ValueError as error:
             troubles[name] = f"{metric.name} is left out: {error}{_alternative(error)}"
-    for theirs in distributed.gather(troubles):  # what one rank cannot do, none does
-        troubles = {**theirs, **troubles}
+    for others in distributed.gather(troubles):  # what one rank cannot do, none does
+        troubles = {**others, **troubles}
     return [name for name in metrics if name not in troubles], list(troubles.values())
 
 

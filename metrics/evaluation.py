@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import sharpness
 from .detectors import Detector, to_rgb
-from .features import Fakes, Held, Reals, Source, Subject, cached, extract, unchanged
+from .features import Fakes, InMemory, Reals, Source, Subject, cached, extract, unchanged
 
 _SAMPLED_GROUPS = 3
 _IN_MEMORY_BYTES = 2**28  # 5,000 fakes of up to 96 x 96 pixels, 1,000 of 256 x 256
@@ -56,7 +56,7 @@ class Evaluation:
             return Fakes(self.subject, size)
         if len(self._images) < size:
             self._images = self.extract(Fakes(self.subject, most), unchanged, "fakes")
-        return Held(self._images[:size])
+        return InMemory(self._images[:size])
 
     def fake_features(self, detector: Detector, size: int) -> Tensor:
         """Return features `[size, F]` of the first fakes, kept for the next metric."""

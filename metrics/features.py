@@ -115,7 +115,7 @@ class Reals:
         return torch.from_numpy(np.stack([self.dataset[i][0] for i in range(start, stop)]))
 
 
-class Held:
+class InMemory:
     """Images that are in memory, `[N, C, H, W]`."""
 
     def __init__(self, images: Tensor) -> None:

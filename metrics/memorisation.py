@@ -86,10 +86,12 @@ def copying_test(
         seed: Seed of k-means.
     """
     centres = _centres(train, cells, seed)
-    own, theirs, ours = (torch.cdist(x.double(), centres).argmin(1) for x in (train, fake, heldout))
+    of_train, of_fake, of_heldout = (
+        torch.cdist(x.double(), centres).argmin(1) for x in (train, fake, heldout)
+    )
     weights, tests = [], []
-    for cell in own.unique():
-        there, q, p = train[own == cell], fake[theirs == cell], heldout[ours == cell]
+    for cell in of_train.unique():
+        there, q, p = train[of_train == cell], fake[of_fake == cell], heldout[of_heldout == cell]
         if len(q) and len(p):
             tests.append(mann_whitney(nearest(q, there), nearest(p, there)))
             weights.append(len(p))

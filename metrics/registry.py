@@ -24,7 +24,7 @@ from stylegan2_fewshot import distributed
 from . import distances, diversity, manifold, memorisation, sharpness
 from .detectors import Detector, to_rgb
 from .evaluation import Evaluation
-from .features import Held, Reals, unchanged
+from .features import InMemory, Reals, unchanged
 from .perceptual_path import PathSteps, Sampling, Space, trimmed_mean
 
 Values = dict[str, float]  # the first is the one to judge by; "" is the metric itself
@@ -143,7 +143,7 @@ def _intra_cluster(e: Evaluation, d: Detector, m: Metric, *, smallest: int | Non
 
     train = Reals(e.dataset)
     centres = embed(_at_most_256(train.load(0, train.size)))
-    fakes = Held(e.extract(e.fakes(m.num_fakes), _at_most_256, "fakes"))
+    fakes = InMemory(e.extract(e.fakes(m.num_fakes), _at_most_256, "fakes"))
 
     def nearest(images: Tensor) -> Tensor:
         return diversity.assign(embed(images), centres)

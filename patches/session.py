@@ -113,8 +113,8 @@ class Session:
 
     def _resumed(self, source: Any, module: Any, require_all: bool = False) -> None:
         """Copy the source's weights, all of them: the host itself would drop what does not fit."""
-        theirs, ours = _shapes(source), _shapes(module)
-        if differing := sorted(key for key, _ in theirs.items() ^ ours.items()):
+        found, needed = _shapes(source), _shapes(module)
+        if differing := sorted(key for key, _ in found.items() ^ needed.items()):
             raise ValueError(
                 f"--resume={self._options['resume_pkl']}: the source and the network of these "
                 f"options differ in {differing[0]} and {len(differing) - 1} others; "

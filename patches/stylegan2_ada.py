@@ -45,12 +45,13 @@ class HostCommand(PluginCommand):
     """The host's command with our options beside its own; what names a method of ours is ours."""
 
     def __init__(self, host: Host) -> None:
-        theirs: click.Command = host.train.main
-        names = {param.name for param in theirs.params}
-        kept = [AUG if p.name == "aug" else p for p in theirs.params if p.name not in all_options()]
+        command: click.Command = host.train.main
+        names = {param.name for param in command.params}
+        others = [param for param in command.params if param.name not in all_options()]
+        kept = [AUG if param.name == "aug" else param for param in others]
         own = [option for option in OWN if option.name not in names]
         callback = click.pass_context(lambda ctx, **values: _train(host, ctx, values))
-        super().__init__("train", params=[*kept, *own], callback=callback, help=theirs.help)
+        super().__init__("train", params=[*kept, *own], callback=callback, help=command.help)
 
 
 def _train(host: Host, ctx: click.Context, values: dict[str, Any]) -> None:
@@ -64,10 +65,10 @@ def _train(host: Host, ctx: click.Context, values: dict[str, Any]) -> None:
     plugins = parse(methods)
     Plugins.create(plugins)  # a constructor refuses what it cannot do
     hosts = {param.name for param in host.train.main.params}
-    theirs = {key: values.pop(key) for key in [*values] if key in hosts}
+    passed = {key: values.pop(key) for key in [*values] if key in hosts}
     device = _device(values["device"])
     if device == "cpu":
-        theirs["fp32"] = True
+        passed["fp32"] = True
 
     def amend(options: Any) -> None:
         loss = {"class_name": LOSS, "plugins": plugins}
@@ -80,7 +81,7 @@ def _train(host: Host, ctx: click.Context, values: dict[str, Any]) -> None:
     _intercept(host, amend, describe(methods))
     host.train.subprocess_fn = Worker(str(host.path), device, tuple(values["plugin"]))
     try:
-        ctx.invoke(host.train.main, **theirs, aug="noaug")
+        ctx.invoke(host.train.main, **passed, aug="noaug")
     except ProcessExitedException as ended:
         raise SystemExit(ended.exit_code) from None
 

@@ -49,8 +49,8 @@ def collect() -> dict[str, Moments]:
     mine = {name: sums.double().tolist() for name, sums in _SUMS.items()}
     _SUMS.clear()
     total: dict[str, list[float]] = {}
-    for theirs in distributed.gather(mine):
-        for name, sums in theirs.items():
+    for gathered in distributed.gather(mine):
+        for name, sums in gathered.items():
             total[name] = [a + b for a, b in zip(total.get(name, [0, 0, 0]), sums, strict=True)]
     moments = {}
     for name, (num, first, second) in sorted(total.items()):

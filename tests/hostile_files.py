@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stylegan2_fewshot import stamped
+from stylegan2_fewshot import tensor_file
 from tests import forking, readers
 from tests.readers import npz_of, zipped
 
@@ -290,7 +290,7 @@ def _stamped(reader: str, key: str) -> Iterator[tuple[str, bytes]]:
         path = Path(folder) / "x"
         for name, (values, changes) in wrong.items():
             meta = {} if changes is None else {**about, **changes}
-            stamped.write(path, {key: values, **others}, meta)
+            tensor_file.write(path, {key: values, **others}, meta)
             yield name, path.read_bytes()
 
 

@@ -19,9 +19,9 @@ from stylegan2_fewshot.loss import StyleGAN2Loss
 from stylegan2_fewshot.methods.bank.filters import (
     banks_of,
     candidates,
-    held,
     install,
     parse_route,
+    route_argument,
     routes_of,
     without_banks,
 )
@@ -67,7 +67,7 @@ def test_a_route_is_a_function_of_its_latent_alone():
     assert torch.equal(routes, torch.cat([routes_of(x, size=16, layers=3) for x in z.split(1)]))
     assert torch.equal(routes, routes_of(z.t().contiguous().t(), size=16, layers=3))
     G, before = banked(), torch.random.get_rng_state()
-    held(G, z)
+    route_argument(G, z)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from stylegan2_fewshot import distributed, stamped
+from stylegan2_fewshot import distributed, tensor_file
 from stylegan2_fewshot.fisher import estimator as fisher
 from stylegan2_fewshot.fisher import file as fisher_file
 from stylegan2_fewshot.fisher.estimator import Estimator, Settings, Sums, estimate
@@ -323,7 +323,7 @@ def test_objects_are_never_unpickled(file):
 def test_missing_file_and_unfinished_estimate_are_refused(file):
     with pytest.raises(ValueError, match="no such Fisher file"):
         fisher_file.load(file.with_name("other.npz"))
-    stamped.write(file, {"squares": torch.zeros(2)}, {"likelihood": "log sigmoid D(G(z))"})
+    tensor_file.write(file, {"squares": torch.zeros(2)}, {"likelihood": "log sigmoid D(G(z))"})
     with pytest.raises(ValueError, match="unfinished"):
         fisher_file.load(file)
 

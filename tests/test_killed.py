@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan2_fewshot import distributed, files, stamped
+from stylegan2_fewshot import distributed, files, tensor_file
 from training import checkpoint, grids, launch, phases, run_dir, training_loop
 from training.dataset import ImageDataset
 
@@ -116,7 +116,7 @@ def test_a_damaged_image_is_named_by_what_loads(tiny_options, tiny_data):
 
 WRITERS = {
     "checkpoint-000001.pt": lambda path: checkpoint.save(path, {"a": torch.zeros(1 << 16)}),
-    "x.npz": lambda path: stamped.write(path, {"a": torch.zeros(1 << 16)}, {}),
+    "x.npz": lambda path: tensor_file.write(path, {"a": torch.zeros(1 << 16)}, {}),
     "x.png": lambda path: grids.save_png(path, Image.new("RGB", (64, 64))),
     "x.json": lambda path: files.write_text(path, "{}"),
     "x.jsonl": lambda path: files.append_json(path, {"a": 1}),

@@ -33,7 +33,7 @@ from tools import features as features_command
 from training import conditions, pickles, training_loop
 from training.dataset import ImageDataset
 from training.networks import Discriminator, Generator
-from training.widening import widened
+from training.widening import with_labels
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -90,16 +90,16 @@ def test_widened_networks_are_the_same_functions(path, c_dim):
     z, c = torch.randn(4, nets.G.z_dim), torch.randn(4, c_dim)
     for G in (nets.G, nets.G_ema):
         exact = dict(noise_mode="const", force_fp32=True)
-        before, after = G(z, None, **exact), widened(G, c_dim)(z, c, **exact)
+        before, after = G(z, None, **exact), with_labels(G, c_dim)(z, c, **exact)
         assert (after - before).abs().max() <= 1e-5 * max(1, before.abs().max())
     logits = nets.D(before, None, force_fp32=True)
-    ours = widened(nets.D, c_dim)(before, c, force_fp32=True)
+    ours = with_labels(nets.D, c_dim)(before, c, force_fp32=True)
     torch.testing.assert_close(ours, logits, atol=1e-5, rtol=0)
 
 
 def test_widened_networks_can_learn_of_the_label(source):
     nets = pickles.load(source)
-    G, D = (widened(net, 4).requires_grad_(True) for net in (nets.G, nets.D))
+    G, D = (with_labels(net, 4).requires_grad_(True) for net in (nets.G, nets.D))
     c = torch.eye(4)
     D(G(torch.randn(4, 8), c, noise_mode="const"), c).square().sum().backward()
     for fresh in (G.mapping.embed.weight.grad, D.b4.out.weight.grad[1:]):
@@ -110,7 +110,7 @@ def test_widened_networks_can_learn_of_the_label(source):
 def test_g_and_its_average_get_the_same_layers_and_no_random_number_is_used_up(source):
     nets = pickles.load(source)
     state = torch.random.get_rng_state()
-    weights = [widened(net, 3).mapping.embed.weight for net in (nets.G, nets.G_ema)]
+    weights = [with_labels(net, 3).mapping.embed.weight for net in (nets.G, nets.G_ema)]
     assert torch.equal(*weights)
     assert torch.equal(torch.random.get_rng_state(), state)
 
@@ -123,7 +123,7 @@ def test_ewc_holds_what_the_source_has_and_leaves_the_rest_free(source, tmp_path
     meta["source_sha256"] = files.sha256_of(source)
     fisher_file.save(tmp_path / "F.npz", fisher_file.Fisher(values, meta))
     penalties = []
-    for G, before in ((nets.G, None), (widened(nets.G, 3), (nets.G, nets.D))):
+    for G, before in ((nets.G, None), (with_labels(nets.G, 3), (nets.G, nets.D))):
         plugin = EWC(lambda_=1.0, fisher=str(tmp_path / "F.npz"))
         plugin.setup(Run(G, nets.D, resumed=str(source), source=before))
         weight = G.mapping.fc0.weight.data
@@ -421,7 +421,7 @@ def test_clusters_are_of_all_conditions_also_where_few_are_kept(
     plugin = Prior(prior=str(features))
     dataset = plugin.condition(ImageDataset(tiny_data, xflip=True))
     plugin.snapshot(tmp_path / "network.pkl")
-    kept = instances.beside(tmp_path / "network.pkl")
+    kept = instances.load_beside(tmp_path / "network.pkl")
     everything = torch.stack([torch.from_numpy(dataset.get_label(i)) for i in range(16)])
     assert len(kept.vectors) == 3
     for name, value in vars(clusters.fitted(everything)).items():

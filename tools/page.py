@@ -137,10 +137,10 @@ def _check_alike(networks: Sequence[str], generators: Sequence[Any]) -> None:
     first = generators[0]
     for network, G in zip(networks, generators, strict=True):
         for what in ("z_dim", "w_dim"):
-            ours, theirs = getattr(G, what), getattr(first, what)
-            if ours != theirs:
+            size, needed = getattr(G, what), getattr(first, what)
+            if size != needed:
                 raise ValueError(
-                    f"{network}: its {what} is {ours}, that of {networks[0]} is {theirs}; "
+                    f"{network}: its {what} is {size}, that of {networks[0]} is {needed}; "
                     "make a page for each"
                 )
 

@@ -173,13 +173,13 @@ class _Opened:
 
     def is_done(self, outdir: Path, target: Target, settings: Any, ws: dict[str, Any]) -> bool:
         """Return whether the same search was done before; its latents go to `ws` then."""
-        from stylegan2_fewshot import stamped
+        from stylegan2_fewshot import tensor_file
 
         path = outdir / f"{target.name}.npz"
         if not path.is_file():
             return False
         try:
-            tensors, meta = stamped.read(path, KIND, "")
+            tensors, meta = tensor_file.read(path, KIND, "")
         except ValueError:
             return False
         wanted = self.meta(target, settings)
@@ -218,7 +218,7 @@ def _search(
     """Search for a batch of images, and write what was found."""
     import torch
 
-    from stylegan2_fewshot import stamped
+    from stylegan2_fewshot import tensor_file
     from training.projection import Projection
 
     targets, c = torch.stack([t.pixels for t in part]), torch.cat([t.c for t in part])
@@ -243,7 +243,7 @@ def _search(
         if video:
             _write_video(opened, output, target, [w[index : index + 1] for w in way])
         path = output.place / f"{name}.npz"  # last: it says that the image is done
-        stamped.write(path, {"w": ws[index : index + 1]}, opened.meta(target, settings))
+        tensor_file.write(path, {"w": ws[index : index + 1]}, opened.meta(target, settings))
         output.count += 1
         click.echo(f"{name}: LPIPS {first[index]:.4f} at the start, {final[index]:.4f} at the end")
     return {target.name: ws[index : index + 1] for index, target in enumerate(part)}

@@ -18,7 +18,7 @@ from stylegan2_fewshot import distributed
 from . import networks as nets
 from . import pickles, sources
 from .dataset import ImageDataset
-from .widening import widened
+from .widening import with_labels
 
 _PARTS = {
     "mapping_kwargs": nets.MappingNetwork,
@@ -72,9 +72,9 @@ def networks(
         if dataset.label_dim and not source.G.c_dim:
             before = G.to(device), D.to(device)
             G, D, G_ema = (
-                widened(G, dataset.label_dim),
-                widened(D, dataset.label_dim),
-                widened(G_ema, dataset.label_dim),
+                with_labels(G, dataset.label_dim),
+                with_labels(D, dataset.label_dim),
+                with_labels(G_ema, dataset.label_dim),
             )
     for net in (G, D, G_ema):
         nets.set_precision(net, options["precision"])
@@ -118,11 +118,12 @@ def _refuse_misfit(options: Mapping[str, Any], dataset: ImageDataset, G: nets.Ge
             f"--resume={options['resume']}: the network has {G.c_dim} classes or numbers in a "
             "label; give --cond=1, with a data set that has as many"
         )
-    for what, (mine, theirs) in wanted.items():
-        if mine != theirs:
+    for what, (of_data, of_net) in wanted.items():
+        if of_data != of_net:
             raise ValueError(
-                f"--resume={options['resume']}: the network has {theirs} {what}, --data="
-                f"{options['dataset']['path']} has {mine}; {_remedy(what, mine, options['resume'])}"
+                f"--resume={options['resume']}: the network has {of_net} {what}, --data="
+                f"{options['dataset']['path']} has {of_data}; "
+                f"{_remedy(what, of_data, options['resume'])}"
             )
 
 

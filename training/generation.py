@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stylegan2_fewshot import distributed, npz, stamped
+from stylegan2_fewshot import distributed, npz, tensor_file
 from stylegan2_fewshot.drawing import STRIP, Scene
 from stylegan2_fewshot.files import refusing, replacing, sha256_of
 from stylegan2_fewshot.networks import companions, synthesis_of
@@ -254,7 +254,7 @@ class Directions:
     @classmethod
     def read(cls, path: Path) -> Directions:
         """Read what `write` has written; ValueError where it is anything else."""
-        tensors, meta = stamped.read(path, DIRECTIONS, _REMEDY)
+        tensors, meta = tensor_file.read(path, DIRECTIONS, _REMEDY)
         with refusing(path, f"no {DIRECTIONS}", _REMEDY):
             vectors, deviations = tensors["directions"].float(), tensors["deviations"].float()
             layers, network = tuple(map(int, meta["layers"])), str(meta["network"])
@@ -270,7 +270,7 @@ class Directions:
         """Write an .npz file, complete or not at all."""
         tensors = {"directions": self.vectors, "deviations": self.deviations}
         meta = {"layers": self.layers, "network": self.network}
-        stamped.write(path, tensors, meta)
+        tensor_file.write(path, tensors, meta)
 
     def shift(self, index: int, amount: float, G: Any) -> Tensor:
         """Return what moves latents by `amount` deviations along a direction, `[num_ws, w_dim]`."""

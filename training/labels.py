@@ -97,9 +97,9 @@ def _refuse_twice(rows: Sequence[tuple[str, Any]]) -> None:
 def _matching(images: Sequence[str], table: dict[str, Any]) -> list[str]:
     """Return what the table calls each image: the folder that all are in may be left out or not."""
     names = [_plain(image) for image in images]
-    ours, theirs = common_folder(names), common_folder(table)
-    bare = [name.removeprefix(ours) for name in names]
-    forms = (names, bare, [theirs + name for name in bare], [theirs + name for name in names])
+    folder, listed = common_folder(names), common_folder(table)
+    bare = [name.removeprefix(folder) for name in names]
+    forms = (names, bare, [listed + name for name in bare], [listed + name for name in names])
     return max(forms, key=lambda form: sum(name in table for name in form))
 
 

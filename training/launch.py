@@ -105,14 +105,14 @@ def _train(
     if plan.finished:
         _say(requests, run_dirs.about_finished(plan))
         return
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
 
         def choose() -> Path:
             if plan.run is None:  # what would be refused is refused before a folder is made
                 with distributed.alone():
                     check(plan.options, ImageDataset(**plan.options["dataset"], check=False))
             run = plan.run or run_dirs.create(outdir, plan.options)
-            held.enter_context(run_dirs.lock(run))
+            stack.enter_context(run_dirs.lock(run))
             run_dirs.write_options(run, plan.options)
             environment.record(run, device)
             return run

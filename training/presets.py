@@ -139,18 +139,18 @@ def about_batch(cfg: str, *, resolution: int, gpus: int, **given: Any) -> str:
     """Return a line about what `batch` changes in cfg=auto beside itself, or nothing."""
     if cfg != "auto" or "batch" not in given:
         return ""
-    ours = auto(resolution=resolution, gpus=gpus, batch=given["batch"])
-    theirs = auto(resolution=resolution, gpus=gpus)
+    chosen = auto(resolution=resolution, gpus=gpus, batch=given["batch"])
+    usual = auto(resolution=resolution, gpus=gpus)
     changed = [
-        f"--{name.replace('_', '-')}={getattr(ours, name):g} (not {getattr(theirs, name):g})"
+        f"--{name.replace('_', '-')}={getattr(chosen, name):g} (not {getattr(usual, name):g})"
         for name in ("gamma", "ema_kimg")
-        if name not in given and getattr(ours, name) != getattr(theirs, name)
+        if name not in given and getattr(chosen, name) != getattr(usual, name)
     ]
     if not changed:
         return ""
     return (
         f"--batch={given['batch']}: {' and '.join(changed)}, which --cfg=auto derives from "
-        f"the batch; the original derives them from its default, {theirs.batch}"
+        f"the batch; the original derives them from its default, {usual.batch}"
     )
 
 

@@ -16,7 +16,7 @@ N = TypeVar("N", Generator, Discriminator)
 
 
 @torch.no_grad()
-def widened(net: N, c_dim: int) -> N:
+def with_labels(net: N, c_dim: int) -> N:
     """Return `net` with labels `[N, c_dim]` that make no difference yet, but can learn to.
 
     The label meets layers that begin at random, as in a network that was conditional from the

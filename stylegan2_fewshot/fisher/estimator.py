@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.overrides import TorchFunctionMode
 
-from .. import distributed, stamped
+from .. import distributed, tensor_file
 from ..plugin import seed_of
 from ..progress import progress
 from .file import FORMAT, LIKELIHOOD, Fisher
@@ -177,8 +177,8 @@ class Sums:
 
     def merge(self, others: Sums) -> None:
         """Take in what all ranks have in `others`."""
-        for mine, theirs in zip(self.tensors().values(), others.tensors().values(), strict=True):
-            mine += distributed.sum_(theirs)
+        for total, part in zip(self.tensors().values(), others.tensors().values(), strict=True):
+            total += distributed.sum_(part)
 
     def mean(self) -> list[Tensor]:
         """Return the Fisher information of every tensor, flat."""
@@ -231,7 +231,7 @@ def estimate(
         while (done := int(sums.done)) < settings.samples:
             sums.merge(_block(job, done, batch, vectorized, bar))
             if partial and main and time.monotonic() - saved > SAVE_EVERY_SEC:
-                stamped.write(partial, sums.tensors(), meta)
+                tensor_file.write(partial, sums.tensors(), meta)
                 saved = time.monotonic()
     return _finish(job, sums, meta)
 
@@ -268,7 +268,7 @@ def _stamp(job: Estimator, source: str, network: str) -> dict[str, Any]:
 def _resume(partial: Path | None, sums: Sums, meta: Mapping[str, Any]) -> Sums:
     """Fill `sums` from an interrupted estimate of the same kind, if rank 0 finds one."""
     if partial and partial.exists() and distributed.rank() == 0:
-        kept, stamp = stamped.read(partial, "unfinished estimate", "remove it")
+        kept, stamp = tensor_file.read(partial, "unfinished estimate", "remove it")
         if all(stamp.get(key) == value for key, value in meta.items()):
             for name, tensor in sums.tensors().items():
                 tensor.copy_(kept[name])

@@ -1,4 +1,4 @@
-"""The file that holds a Fisher information: stamped, checked, and never executed."""
+"""The file that holds a Fisher information: checksummed, checked, and never executed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import cache, stamped
+from .. import cache, tensor_file
 from ..files import refusing, sha256_of
 
 FORMAT = 1
@@ -51,7 +51,7 @@ def save(path: Path, fisher: Fisher) -> None:
 
     The file is complete or absent.
     """
-    stamped.write(path, fisher.values, fisher.meta)
+    tensor_file.write(path, fisher.values, fisher.meta)
 
 
 def load(path: Path, source: Path | None = None, network: str | None = None) -> Fisher:
@@ -65,26 +65,26 @@ def load(path: Path, source: Path | None = None, network: str | None = None) -> 
     Raises:
         ValueError: It is not a Fisher file, is truncated, was altered, or is of another network.
     """
-    values, meta = stamped.read(path, "Fisher file", _REMEDY)
+    values, meta = tensor_file.read(path, "Fisher file", _REMEDY)
     if meta.get("likelihood") != LIKELIHOOD or "standard_error" not in meta:
         raise ValueError(f"{path}: an unfinished estimate, or of another kind; {_REMEDY}")
     with refusing(path, "not a Fisher file", _REMEDY):
-        theirs, theirs_net = str(meta["source_sha256"]), meta.get("network")
+        of_source, of_network = str(meta["source_sha256"]), meta.get("network")
         fisher = Fisher(values, meta)
-    if source and theirs != (yours := sha256_of(source)):
+    if source and of_source != (yours := sha256_of(source)):
         raise ValueError(
-            f"{path}: of another network: its source pickle has SHA-256 {theirs[:12]}..., "
+            f"{path}: of another network: its source pickle has SHA-256 {of_source[:12]}..., "
             f"yours has {yours[:12]}...; {_REMEDY}"
         )
-    if network and theirs_net not in ("G", "G_ema"):
+    if network and of_network not in ("G", "G_ema"):
         raise ValueError(
             f"{path}: does not say whether it is of the source's G or G_ema; {_REMEDY} "
             f"--network={network}"
         )
-    if network and theirs_net != network:
+    if network and of_network != network:
         raise ValueError(
-            f"{path}: of the source's {theirs_net}, but G starts as its {network}; {_REMEDY} "
-            f"--network={network}, or give --resume-from={str(theirs_net).lower()}"
+            f"{path}: of the source's {of_network}, but G starts as its {network}; {_REMEDY} "
+            f"--network={network}, or give --resume-from={str(of_network).lower()}"
         )
     return fisher
 

@@ -26,9 +26,9 @@ def contrast(adapted: Tensor, source: Tensor, temperature: float) -> Tensor:
         source: Features of the same shape.
         temperature: What similarities are divided by.
     """
-    ours, theirs = (F.normalize(x.flatten(1).float(), dim=1) for x in (adapted, source))
+    rows, columns = (F.normalize(x.flatten(1).float(), dim=1) for x in (adapted, source))
     return F.cross_entropy(
-        ours @ theirs.T / temperature, torch.arange(len(ours), device=ours.device)
+        rows @ columns.T / temperature, torch.arange(len(rows), device=rows.device)
     )
 
 
@@ -90,10 +90,10 @@ class DCL(Plugin):
     def _in_g(self, z: Tensor, c: Tensor | None) -> Tensor:
         G, _, source = self._nets
         layers = layers_of(G)
-        ours = features_of(G, z, c, layers)
+        adapted = features_of(G, z, c, layers)
         with torch.no_grad():
-            theirs = features_of(source, z, c, layers)
-        pairs = zip(ours, theirs, strict=True)
+            original = features_of(source, z, c, layers)
+        pairs = zip(adapted, original, strict=True)
         return torch.stack([contrast(x, y, self.temperature) for x, y in pairs]).mean()
 
     def _in_d(self, z: Tensor, c: Tensor | None) -> Tensor:

@@ -30,7 +30,7 @@ def consolidation(params: Tensor, anchor: Tensor, fisher: Tensor) -> Tensor:
     return fisher * (params - anchor).square()
 
 
-def widened(fisher: Tensor, shape: torch.Size) -> Tensor:
+def padded(fisher: Tensor, shape: torch.Size) -> Tensor:
     """Return `fisher` as the leading part of zeros of `shape`, for a parameter that has grown so.
 
     With more inputs, a weight of equalised learning rate has a smaller gain, and the source's
@@ -133,7 +133,7 @@ class EWC(Plugin):
             added = {name for name, old in run.names.items() if old is None and net == "G"}
             held = self._choose(net, getattr(run, net), shapes, fisher, added)
             values = [
-                widened(fisher.values[f"{net}.{name}"].expand(shapes[name]), p.shape)
+                padded(fisher.values[f"{net}.{name}"].expand(shapes[name]), p.shape)
                 for name, p in held.items()
             ]
             self._held[net] = held

@@ -148,7 +148,7 @@ def _export(part: _Part, path: Path, inputs: dict[str, Tensor], output: str) -> 
 
 
 def _difference(session: Any, part: _Part, inputs: dict[str, Tensor]) -> float:
-    (theirs,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    (output,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
     with torch.no_grad():
-        difference: Tensor = torch.from_numpy(theirs) - part(**inputs)
+        difference: Tensor = torch.from_numpy(output) - part(**inputs)
     return difference.abs().max().item()

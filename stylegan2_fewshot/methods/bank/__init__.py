@@ -10,7 +10,7 @@ from torch import Tensor
 from ...drawing import DrawOptions
 from ...patterns import chosen
 from ...plugin import Plugin, Run, register
-from .filters import KEY, banks_of, candidates, held, install, parse_route
+from .filters import KEY, banks_of, candidates, install, parse_route, route_argument
 
 
 class BankDrawing(DrawOptions):
@@ -71,7 +71,7 @@ class Bank(Plugin):
 
     @classmethod
     def synthesis_of(cls, G: Any, z: Tensor) -> dict[str, Any]:
-        return held(G, z)
+        return route_argument(G, z)
 
     @classmethod
     def rebuild(cls, net: Any, **arguments: Any) -> None:
@@ -97,7 +97,7 @@ class Bank(Plugin):
                         run.origins.update(origins)
 
     def synthesis(self, z: Tensor) -> dict[str, Any]:
-        return held(self._G[0], z)
+        return route_argument(self._G[0], z)
 
     def _refuse_others(self, have: dict[str, Any], layers: list[str]) -> None:
         if have["size"] != self.size:

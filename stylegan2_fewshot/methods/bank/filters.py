@@ -153,7 +153,7 @@ def banks_of(G: Any) -> dict[str, Any] | None:
     return found
 
 
-def held(G: Any, z: Tensor) -> dict[str, Any]:
+def route_argument(G: Any, z: Tensor) -> dict[str, Any]:
     """Return what makes `G.synthesis` take the routes of `z`, whatever its latents `ws`."""
     if (banks := banks_of(G)) is None:
         return {}
@@ -164,7 +164,7 @@ def _draw_route(
     G: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     z = args[0] if args else kwargs["z"]
-    return args, kwargs if "route" in kwargs else {**kwargs, **held(G, z)}
+    return args, kwargs if "route" in kwargs else {**kwargs, **route_argument(G, z)}
 
 
 def _set_route(

@@ -14,11 +14,11 @@ from .clusters import fitted
 from .drawing import PriorDrawing, pool
 from .instances import (
     Instances,
-    beside,
     companion,
     conditions_of,
     labels_of,
     load,
+    load_beside,
     permuted,
     rows_of,
     save,
@@ -57,7 +57,7 @@ class Prior(Plugin):
 
     @classmethod
     def labels_beside(cls, network: Path, sampling: str = "train") -> Tensor | None:
-        kept = beside(network)
+        kept = load_beside(network)
         return pool(kept, sampling) if kept else None
 
     def condition(self, dataset: Any) -> Any:
@@ -91,12 +91,12 @@ class Prior(Plugin):
             raise ValueError("--prior: this training loop does not hand its labels to G and D")
         if run.resumed is None:
             add_unconditional_term(run.D)
-        elif kept := beside(Path(run.resumed)):
-            mine, theirs = self._conditions.meta, kept.meta
-            if mine["backbone_sha256"] != theirs["backbone_sha256"]:
+        elif kept := load_beside(Path(run.resumed)):
+            now, before = self._conditions.meta, kept.meta
+            if now["backbone_sha256"] != before["backbone_sha256"]:
                 raise ValueError(
-                    f"--prior: its features are of {mine['backbone']}, but {run.resumed} was "
-                    f"conditioned on those of {theirs['backbone']}; compute them with that backbone"
+                    f"--prior: its features are of {now['backbone']}, but {run.resumed} was "
+                    f"conditioned on those of {before['backbone']}; compute them with that backbone"
                 )
 
     def snapshot(self, path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...drawing import STRIP, DrawOptions, Scene
 from ...plugin import seed_of
 from .clusters import fitted
-from .instances import Instances, beside, unit
+from .instances import Instances, load_beside, unit
 
 POOL = 1000  # conditions drawn where a sampling has no number of its own
 _SEED = 0
@@ -81,7 +81,7 @@ class PriorDrawing(DrawOptions):
             return None
         option = "sample" if self.sample else "mix" if len(self.images) > 1 else "image"
         try:
-            if (kept := beside(scene.network)) is None:
+            if (kept := load_beside(scene.network)) is None:
                 raise ValueError("the network has no file .prior.npz beside it")
             if self.sample:
                 found = pool(kept, self.sample)
@@ -92,5 +92,5 @@ class PriorDrawing(DrawOptions):
         return lambda seed: c if len(c) == 1 else between(c[0], c[1], STRIP)
 
     def of_image(self, scene: Scene, image: str) -> Tensor | None:
-        kept = beside(scene.network)
+        kept = load_beside(scene.network)
         return None if kept is None else of_images([image], kept, scene)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ... import stamped
+from ... import tensor_file
 from ...files import refusing
 from .clusters import Clusters
 
@@ -73,7 +73,7 @@ def save(path: Path, instances: Instances) -> None:
     """Write features or conditions; the file is complete or absent."""
     tensors = {"vectors": instances.vectors, "center": instances.center}
     tensors |= vars(instances.clusters) if instances.clusters else {}
-    stamped.write(path, {k: v for k, v in tensors.items() if v is not None}, instances.meta)
+    tensor_file.write(path, {k: v for k, v in tensors.items() if v is not None}, instances.meta)
 
 
 def load(path: Path) -> Instances:
@@ -83,7 +83,7 @@ def load(path: Path) -> Instances:
         ValueError: It is another kind of file, truncated, or its numbers were altered.
     """
     remedy = f"make it with {_COMMAND}"
-    tensors, meta = stamped.read(path, "file of features", remedy)
+    tensors, meta = tensor_file.read(path, "file of features", remedy)
     with refusing(path, "not a file of features", remedy):
         parts = {part.name: tensors[part.name] for part in fields(Clusters) if part.name in tensors}
         clusters = Clusters(**parts) if parts else None
@@ -136,7 +136,7 @@ def companion(network: Path) -> Path:
     return network.with_suffix(".prior.npz")
 
 
-def beside(network: Path) -> Instances | None:
+def load_beside(network: Path) -> Instances | None:
     """Return the conditions that lie beside a network pickle, or None if it has none."""
     path = companion(network)
     return load(path) if path.is_file() else None
