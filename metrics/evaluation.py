@@ -13,7 +13,7 @@ from . import sharpness
 from .detectors import Detector, to_rgb
 from .features import Fakes, InMemory, Reals, Source, Subject, cached, extract, unchanged
 
-_SAMPLED_GROUPS = 3
+_SAMPLED_GROUPS = 3  # and another before them, to warm up
 _IN_MEMORY_BYTES = 2**28  # 5,000 fakes of up to 96 x 96 pixels, 1,000 of 256 x 256
 
 
@@ -152,21 +152,34 @@ class Sampled(Evaluation):
 
     def _extract_few(self, source: Any, function: Any) -> tuple[Tensor, float]:
         """Return as many rows as there are images, repeated, and the seconds of those left out."""
-        parts, ends = [], []
-        for first in range(0, source.size, source.group)[: _SAMPLED_GROUPS + 1]:
-            items = source.load(first, min(first + source.group, source.size))
+        parts: list[Tensor] = []
+        ends, first = [], 0
+        for size in self._few(source):
+            items = source.load(first, min(first + size, source.size))
             parts.append(function(items.to(self.device)).cpu())
             ends.append(time.monotonic())
+            first += size
+            if first >= source.size:
+                break
         rows, rest = torch.cat(parts), 0.0
         if timed := len(rows) - len(parts[0]):  # the first group warmed up
             rest = (ends[-1] - ends[0]) / timed * (source.size - len(rows))
         return rows[torch.arange(source.size) % len(rows)], rest
+
+    def _few(self, source: Any) -> list[int]:
+        """Return the sizes of the groups that are looked at."""
+        return [source.group] * (_SAMPLED_GROUPS + 1)
 
 
 class Glimpsed(Sampled):
     """As `Sampled`, in a moment: real images that nobody has measured yet are sampled as well."""
 
     keeps_reals = False
+
+    def _few(self, source: Any) -> list[int]:
+        if isinstance(source, Fakes):  # a group is made as a whole
+            return [source.group] * 2
+        return [min(source.group, size) for size in (8, 24)]
 
     def _extract_reals(self, source: Reals, function: Any, title: str) -> Tensor:
         start = time.monotonic()
