@@ -201,9 +201,9 @@ def differences(stored: Mapping[str, Any], options: Mapping[str, Any]) -> list[s
     derived = {*stored.get("derived", ()), "batch_gpu"} & {*options.get("derived", ())}
     if stored.get("gpus") == options.get("gpus"):
         derived -= {"batch_gpu"}
-    mine, theirs = (_flat({k: v for k, v in o.items() if k not in _OF_NO_WEIGHT})
+    wanted, have = (_flat({k: v for k, v in o.items() if k not in _OF_NO_WEIGHT})
                     for o in (options, stored))  # fmt: skip
-    places = [p for p in {**theirs, **mine} if mine.get(p) != theirs.get(p) and p not in derived]
+    places = [p for p in {**have, **wanted} if wanted.get(p) != have.get(p) and p not in derived]
     if not places:
         return []
     before, now = (o.get("given") or {} for o in (stored, options))
@@ -212,7 +212,7 @@ def differences(stored: Mapping[str, Any], options: Mapping[str, Any]) -> list[s
     if keys:
         pairs = [(f"--{k.replace('_', '-')}", before.get(k), now.get(k)) for k in keys]
     else:
-        pairs = [(place, theirs.get(place), mine.get(place)) for place in places]
+        pairs = [(place, have.get(place), wanted.get(place)) for place in places]
     return [f"{name} ({_shown(old)}, now {_shown(new)})" for name, old, new in pairs]
 
 
