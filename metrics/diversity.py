@@ -33,13 +33,13 @@ def assign(embeddings: Tensor, centres: Tensor) -> Tensor:
     return torch.cdist(embeddings, centres, compute_mode=direct).argmin(1)
 
 
-def choose_members(assigned: Tensor, clusters: int, *, limit: int = 50) -> list[Tensor]:
-    """Return for each cluster the indices of its members, the first `limit` at most.
+def choose_members(assigned: Tensor, clusters: int) -> list[Tensor]:
+    """Return for each cluster the indices of its members, the first 50 at most.
 
     Fakes come in the random order of their latents, so the first are a choice by chance, which the
     seed of the latents fixes; and a fake between two clusters has no say in the others.
     """
-    return [(assigned == cluster).nonzero().flatten()[:limit] for cluster in range(clusters)]
+    return [(assigned == cluster).nonzero().flatten()[:50] for cluster in range(clusters)]
 
 
 def mean_pairwise(embeddings: Tensor) -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from stylegan2_fewshot.methods.ada import ADA
 from stylegan2_fewshot.ops.cpu import loader
 
 
@@ -41,6 +44,24 @@ def _images(folder, seed):
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(folder / f"{number}.png")
     return folder
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Return a function that lets a signal arrive after as many iterations of `tiny_options`."""
+
+    def prepare(iterations):
+        after_step, done = ADA.after_step, []
+
+        def interrupted(self, cur_nimg):
+            after_step(self, cur_nimg)
+            done.append(cur_nimg)
+            if len(done) == iterations:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(ADA, "after_step", interrupted)
+
+    return prepare
 
 
 @pytest.fixture

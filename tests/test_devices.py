@@ -19,8 +19,10 @@ SIZE = dict(c_dim=5, img_resolution=16, img_channels=3)
 
 
 @pytest.fixture(autouse=True)
-def _own_statistics(monkeypatch):
-    monkeypatch.setattr(stats, "_SUMS", {})
+def _own_statistics():
+    stats.restore([])
+    yield
+    stats.restore([])
 
 
 def networks(fp16):

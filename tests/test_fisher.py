@@ -201,7 +201,7 @@ def test_sums_are_of_squares_per_sample_by_hand():
     assert sums.standard_error() == [4.0, 3.0]
 
 
-def test_an_interrupted_estimate_goes_on_bit_for_bit(tmp_path, monkeypatch):
+def test_an_interrupted_estimate_resumes_bit_for_bit(tmp_path, monkeypatch):
     partial, settings = tmp_path / "partial.npz", Settings(samples=300)
     whole = estimate(Linear(0.4), Logistic(), settings)
     monkeypatch.setattr(fisher, "SAVE_EVERY_SEC", -1)
@@ -217,21 +217,17 @@ def test_an_interrupted_estimate_goes_on_bit_for_bit(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         estimate(Linear(0.4), Logistic(), settings, partial=partial)
     seen.clear()
-    monkeypatch.setattr(Estimator, "gradients", gradients)
-    monkeypatch.setattr(Estimator, "_draw", _recording(Estimator._draw, seen))
+
+    def recorded(self, indices, **options):
+        seen.extend(indices)
+        return gradients(self, indices, **options)
+
+    monkeypatch.setattr(Estimator, "gradients", recorded)
     again = estimate(Linear(0.4), Logistic(), settings, partial=partial)
     assert min(seen[2:]) == 192 and again.values["G.weight"].equal(whole.values["G.weight"])
     assert again.meta == whole.meta
     other = estimate(Linear(0.4), Logistic(), Settings(samples=300, seed=1), partial=partial)
     assert other.values["G.weight"].ne(whole.values["G.weight"]).all()
-
-
-def _recording(function, seen):
-    def record(self, index):
-        seen.append(index)
-        return function(self, index)
-
-    return record
 
 
 def _on_a_rank(place, settings):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from stylegan2_fewshot import files, stats
+from stylegan2_fewshot.methods.ada import ADA
 from training import run_dir, snapshots, training_loop
 from training.launch import launch
 from training.stopping import Diverged, Interrupted, Requests
@@ -88,20 +89,8 @@ def test_one_process_at_a_time_trains_in_a_run_directory(tiny_options, tmp_path)
         pass
 
 
-def stop_after(monkeypatch, iterations):
-    step, done = training_loop._Run._iterate, []
-
-    def iterate(self, images, labels):
-        step(self, images, labels)
-        done.append(1)
-        if len(done) == iterations:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(training_loop._Run, "_iterate", iterate)
-
-
-def test_the_newest_network_and_pictures_are_there(tiny_options, tmp_path, monkeypatch):
-    stop_after(monkeypatch, 1)
+def test_the_newest_network_and_pictures_are_there(tiny_options, tmp_path, stop_after):
+    stop_after(1)
     with pytest.raises(Interrupted):
         training_loop.train({**tiny_options, "snapshot_ticks": 100}, tmp_path, CPU)
     assert run_dir.newest_network(tmp_path).name == "network-snapshot-000000-004.pkl"
@@ -122,14 +111,14 @@ def test_what_a_killed_process_left_out_is_saved_on_resume(tiny_options, tmp_pat
 
 
 def test_where_training_fails_the_network_is_saved(tiny_options, tmp_path, monkeypatch):
-    step = training_loop._Run._iterate
+    augment = ADA.augment
 
-    def iterate(self, images, labels):
-        if self.state.cur_nimg == 8:
+    def fails(self, img, step):
+        if step.cur_nimg == 8:
             raise RuntimeError("out of luck")
-        step(self, images, labels)
+        return augment(self, img, step)
 
-    monkeypatch.setattr(training_loop._Run, "_iterate", iterate)
+    monkeypatch.setattr(ADA, "augment", fails)
     with pytest.raises(RuntimeError, match="out of luck"):
         training_loop.train({**tiny_options, "snapshot_ticks": 100}, tmp_path, CPU)
     assert run_dir.newest_network(tmp_path).name == "network-snapshot-000000-008.pkl"

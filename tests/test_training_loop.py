@@ -20,7 +20,7 @@ from stylegan2_fewshot import Plugins, Run, distributed, files
 from stylegan2_fewshot.fisher import file as fisher_file
 from stylegan2_fewshot.loss import StyleGAN2Loss
 from stylegan2_fewshot.ops import select
-from training import checkpoint, networks, pickles, run_log, training_loop
+from training import checkpoint, networks, pickles, training_loop
 from training.launch import launch
 from training.stopping import Interrupted, Requests
 from training.training_loop import train
@@ -104,7 +104,8 @@ def test_p_signals_and_logits_are_in_stats_status_line_and_tensorboard(
     tiny_options, tmp_path, monkeypatch, capsys
 ):
     board = Board()
-    monkeypatch.setattr(run_log, "_tensorboard", lambda *_: board)
+    writer = SimpleNamespace(SummaryWriter=lambda *_, **__: board)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", writer)
     train({**tiny_options, "total_kimg": 0.016}, tmp_path, CPU)
     labels = {
         "real": "Loss/scores/real",
@@ -133,19 +134,11 @@ def test_the_choice_of_operations_is_printed_once(tiny_options, tmp_path, capsys
 
 @pytest.mark.parametrize("iterations", [1, 3, 4])
 def test_interrupted_and_resumed_equals_uninterrupted(
-    uninterrupted, tiny_options, tmp_path, monkeypatch, iterations
+    uninterrupted, tiny_options, tmp_path, stop_after, iterations
 ):
     run_dir = tmp_path / "parts"
     run_dir.mkdir()
-    step, done = training_loop._Run._iterate, []
-
-    def iterate(self, images, labels):
-        step(self, images, labels)
-        done.append(1)
-        if len(done) == iterations:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(training_loop._Run, "_iterate", iterate)
+    stop_after(iterations)
     with pytest.raises(Interrupted):
         train(tiny_options, run_dir, CPU)
     assert not training_loop.is_finished(run_dir)

@@ -179,9 +179,9 @@ def _distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return distances
 
 
-def tiled(images: Images, columns: int, most: int = 64) -> Image.Image:
-    """Lay images out row by row, none larger than `most` pixels."""
-    side = min(images.shape[1], most)
+def tiled(images: Images, columns: int) -> Image.Image:
+    """Lay images out row by row, none larger than 64 pixels."""
+    side = min(images.shape[1], 64)
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * side, rows * side), "white")
     for index, image in enumerate(images):
