@@ -27,7 +27,7 @@ constexpr int COLUMNS = 2 * LANES;  // ROWS x COLUMNS sums stay in registers
 constexpr int64_t SPACING = 16;     // floats between rows, against conflicts in the cache
 constexpr int64_t CACHE = 16 << 20, MOST_TILES = 72;  // of a block
 constexpr int64_t RUN = 64;        // products that are summed in order: short runs round less
-constexpr int64_t FEW_PIXELS = 1024;
+constexpr int64_t FEW_PIXELS = 2048;
 constexpr float ROOT_HALF = 0.70710678f, ROOT_TWO = 1.41421356f;
 
 // F(4x4, 3x3) of polynomials that meet in 0, +-sqrt(1/2), +-sqrt(2) and infinity: errors of rounding
