@@ -84,6 +84,12 @@ FOLDER_OR_FILE = UserPath(exists=True)
 @click.option(
     "--nhwc", type=bool, default=False, help="Channels last in layers of reduced precision."
 )
+@click.option(
+    "--graphs",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    help="auto: replay the passes of G and D as CUDA graphs, where methods allow it.",
+)
 @click.option("--nobench", type=bool, default=False, help="Do without cuDNN's benchmarking.")
 @click.option("--allow-tf32", type=bool, default=False, help="Let float32 products use TF32.")
 @click.option("--workers", type=click.IntRange(min=0), default=3, help="Loading processes.")

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,7 +60,8 @@ TOY = Size(16, ("--cbase=64", "--cmax=8", "--zdim=8", "--map-depth=1", "--ops=to
 
 
 def job(name: str, size: Size, device: str, folder: Path, gpus: int = 1) -> Iterator[Part]:
-    """Yield the training of a source network, and the main job, APA and EWC, that starts from it.
+    """Yield the training of a source network, and the main job, APA and EWC, that starts from it;
+    on one device, also the same with CUDA graphs beside itself without.
 
     Args:
         name: Name of the part, and of its folder.
@@ -80,15 +81,19 @@ def job(name: str, size: Size, device: str, folder: Path, gpus: int = 1) -> Iter
         where = (f"--outdir={place / outdir}", f"--data={data}", f"--device={device}")
         return ["train.py", *where, *length, "--metrics=none", *size.options, *options]
 
-    def adapt() -> list[str]:
+    def adapt(program: Sequence[str] = ()) -> list[str]:
         sources = sorted(place.glob("source/*/*.pkl"))
         if not sources:
             raise click.ClickException(f"{name} has no source network to start from")
         methods = ("--aug=apa", "--ewc-lambda=1", "--ewc-samples=16", f"--gpus={gpus}")
-        return train("runs", f"--resume={sources[-1]}", *methods)
+        words = train("runs", f"--resume={sources[-1]}", *methods)
+        return [*program, *words[1:]] if program else words
 
     yield Part(f"{name}: source", lambda: train("source", "--aug=noaug"), 150)
     yield Part(f"{name}: APA and EWC on {gpus}", adapt, 150)
+    if gpus == 1:
+        compare = ("-m", "benchmarks.graphs", f"{max(size.iterations, 2)}")
+        yield Part(f"{name}: without and with graphs", lambda: adapt(compare), 240)
 
 
 def draw_images(folder: Path, resolution: int) -> None:

@@ -8,7 +8,7 @@ CPU either fails while capturing, or is silently the first iteration's for ever.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from . import laws, stats
 from .loss import StyleGAN2Loss
 from .plugin import Plugins, Run
+from .watched import NotCapturable, Watched
+
+__all__ = ["NotCapturable", "Rules", "waits", "why_not"]
 
 META = torch.device("meta")
 aten = torch.ops.aten
@@ -25,15 +28,10 @@ _INDEXING = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default)
 _COPIES = (aten._to_copy.default, aten.copy_.default)
 
 
-class NotCapturable(RuntimeError):
-    """A CUDA graph cannot hold what was about to happen, or would not replay it."""
-
-
 class Rules(TorchDispatchMode):
     """Refuse what a CUDA graph cannot hold, while active; the CPU is the host, all else a device.
 
-    It looks at operations, not at Python: a branch on `step.cur_nimg` or a counter of one's own is
-    not seen.
+    It looks at operations, not at Python.
 
     Args:
         generators: Returns the device's generators that the graph would know, apart from PyTorch's
@@ -41,17 +39,17 @@ class Rules(TorchDispatchMode):
     """
 
     def __init__(self, generators: Callable[[], Collection[torch.Generator]] = tuple) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._calls = _PythonCalls(generators)
 
     def __enter__(self) -> Rules:
-        self._calls.__enter__()  # type: ignore[no-untyped-call]
-        super().__enter__()  # type: ignore[no-untyped-call]
+        self._calls.__enter__()
+        super().__enter__()
         return self
 
     def __exit__(self, *details: Any) -> None:
-        super().__exit__(*details)  # type: ignore[no-untyped-call]
-        self._calls.__exit__(*details)  # type: ignore[no-untyped-call]
+        super().__exit__(*details)
+        self._calls.__exit__(*details)
 
     def __torch_dispatch__(
         self,
@@ -103,41 +101,62 @@ class _PythonCalls(TorchFunctionMode):
 def why_not(
     plugins: Plugins, networks: tuple[nn.Module, nn.Module] | None = None, *, parts: int = 1
 ) -> str | None:
-    """Return why a CUDA graph cannot hold the phases of training with these plugins, or None.
+    """Return why a CUDA graph cannot hold the passes of training with these plugins, or None.
 
-    Runs the loss, its gradients, `before_step` and `after_optimizer` in all four phases on the
-    meta device, under `Rules`. The optimizers, the average over ranks, and `after_step`, which
-    stays outside of graphs, are not looked at.
+    Runs the loss and its gradients in all four phases on the meta device, under `Rules`: what a
+    graph holds. Optimizers and the hooks around their steps stay outside, see `waits`.
 
     Args:
         plugins: What takes part; is set up here, as for a run with --resume.
         networks: G and D, are moved to the meta device; by default those of `laws`.
         parts: Micro-batches of an iteration.
     """
-    reported = stats.pending()
-    stats.restore([])
-    try:
-        _train(plugins, parts, *(networks or (laws.ToyGenerator(), laws.ToyDiscriminator())))
-    except NotCapturable as error:
-        return ", ".join([str(error), *getattr(error, "__notes__", [])])
-    finally:
-        stats.restore([reported])  # nothing of the meta device stays behind
-    return None
+    return _refused(plugins, networks, lambda run, trained: _pass(run, plugins, trained, parts))
 
 
-def _train(plugins: Plugins, parts: int, G: Any, D: Any) -> None:
-    G, D = G.to(META), D.to(META)
-    images: Any = laws.ToyImages()
-    run = Run(
-        G, D, dataset=images, device=META, batch_size=laws.BATCH, resumed="-", estimates=False
-    )
+def waits(plugins: Plugins, networks: tuple[nn.Module, nn.Module] | None = None) -> str | None:
+    """Return how the hooks around an optimizer's step make the CPU wait for the device, or None.
+
+    They stay outside of graphs, so that this costs time and nothing else. `before_step` and
+    `after_optimizer` of both networks run on the meta device, under `Rules`.
+
+    Args:
+        plugins: What takes part; is set up here, as for a run with --resume.
+        networks: G and D, are moved to the meta device; by default those of `laws`.
+    """
+    return _refused(plugins, networks, lambda run, trained: _step(plugins, trained))
+
+
+_Trained = dict[str, dict[str, nn.Parameter]]
+
+
+def _refused(
+    plugins: Plugins,
+    networks: tuple[nn.Module, nn.Module] | None,
+    work: Callable[[Run, _Trained], None],
+) -> str | None:
+    """Return what `Rules` refuse of some work on the meta device, or None."""
+    G, D = (net.to(META) for net in networks or (laws.ToyGenerator(), laws.ToyDiscriminator()))
+    given: dict[str, Any] = dict(dataset=laws.ToyImages(), batch_size=laws.BATCH, resumed="-")
+    run = Run(G, D, device=META, estimates=False, **given)
     plugins.setup(run)
-    loss = StyleGAN2Loss(META, G.mapping, G.synthesis, D, plugins)
     trained = {
         net: {k: p for k, p in module.named_parameters() if plugins.trainable(net, k)}
         for net, module in (("G", G), ("D", D))
     }
-    count, size = max(laws.BATCH // parts, 1), G.img_resolution
+    with stats.apart():  # nothing of the meta device stays behind
+        try:
+            work(run, trained)
+        except NotCapturable as error:
+            return ", ".join([str(error), *getattr(error, "__notes__", [])])
+    return None
+
+
+def _pass(run: Run, plugins: Plugins, trained: _Trained, parts: int) -> None:
+    G: Any = run.G
+    loss = StyleGAN2Loss(META, G.mapping, G.synthesis, run.D, plugins)
+    loss.cur_nimg = cast(int, Watched(0))
+    count, size = max(run.batch_size // parts, 1), G.img_resolution
     real = torch.zeros(count, 3, size, size, device=META)
     z, c = (torch.zeros(count, width, device=META) for width in (G.z_dim, G.c_dim))
     for phase in laws.PHASES:
@@ -147,9 +166,18 @@ def _train(plugins: Plugins, parts: int, G: Any, D: Any) -> None:
         with Rules(lambda: plugins.generators(META)):
             for _ in range(parts):
                 loss.accumulate_gradients(phase, real, c, z, c, gain=1 / parts)
-            plugins.before_step(phase[0], trained[phase[0]])
-            plugins.after_optimizer(phase[0], trained[phase[0]])
-    plugins.after_step(0)
+        for name, sums in stats.accumulators().items():
+            if not _is_on_device(sums):
+                raise NotCapturable(f"the statistic {name} is reported as a number of the CPU")
+
+
+def _step(plugins: Plugins, trained: _Trained) -> None:
+    for net, params in trained.items():
+        for param in params.values():
+            param.grad = torch.zeros_like(param)
+        with Rules():
+            plugins.before_step(net, params)
+            plugins.after_optimizer(net, params)
 
 
 def _is_on_device(x: Any) -> bool:

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -85,7 +85,8 @@ def init(device: str = "auto") -> torch.device:
     """Join the process group that torchrun's environment names, or run alone.
 
     Args:
-        device: cpu, cuda, or auto for CUDA where there is a GPU. NCCL serves CUDA, gloo the CPU.
+        device: cpu, cuda, or auto for CUDA where there is a GPU. NCCL serves tensors of CUDA, gloo
+            those of the CPU.
 
     Returns:
         The device of this rank.
@@ -107,7 +108,7 @@ def init(device: str = "auto") -> torch.device:
     else:
         _keep_freed_memory()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not td.is_initialized():
-        td.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        td.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
     return torch.device(device)
 
 
@@ -193,17 +194,22 @@ def average_gradients(params: Iterable[torch.nn.Parameter]) -> None:
     params = list(params)
     if not (_joined() and params):
         return
-    found = torch.tensor([float(p.grad is not None) for p in params], device=params[0].device)
+    found = torch.tensor([float(p.grad is not None) for p in params])  # a GPU is not waited for
     touched = [p for p, count in zip(params, sum_(found).tolist(), strict=True) if count]
     for param in touched:
         param.grad = torch.zeros_like(param) if param.grad is None else param.grad
     grads = [param.grad for param in touched if param.grad is not None]
     if not grads:
         return
-    flat = sum_(torch.cat([grad.flatten() for grad in grads]))
-    flat /= world_size()
-    parts = flat.split([grad.numel() for grad in grads])
-    torch._foreach_copy_(grads, [p.view_as(g) for p, g in zip(parts, grads, strict=True)])
+    rewrite(grads, lambda flat: sum_(flat).div_(world_size()))
+
+
+def rewrite(tensors: Sequence[torch.Tensor], work: Callable[[torch.Tensor], Any]) -> None:
+    """Let `work` change all numbers of some tensors in place, as one flat tensor."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    work(flat)
+    parts = flat.split([x.numel() for x in tensors])
+    torch._foreach_copy_(list(tensors), [p.view_as(x) for p, x in zip(parts, tensors, strict=True)])
 
 
 def synchronize(device: torch.device) -> None:
@@ -222,3 +228,53 @@ def memory_gb(device: torch.device) -> float:
         return 0.0
     unit = 2**30 if os.uname().sysname == "Darwin" else 2**20  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+class CUDAGraphs:
+    """Captures work of a CUDA device, all of it in one pool of memory.
+
+    Each graph's own memory may be another's too, so that what is to last must lie outside of it.
+
+    Args:
+        device: The device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._pool = device, torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
+
+    def generators(self) -> list[torch.Generator]:
+        """Return PyTorch's own generators, which graphs know."""
+        return [torch.default_generator, torch.cuda.default_generators[self._device.index]]
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Run work on the stream of captures, as has to be done once before one."""
+        outside = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(outside)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            outside.wait_stream(self._stream)
+
+    def capture(
+        self, work: Callable[[], None], generators: Iterable[torch.Generator]
+    ) -> Callable[[], None]:
+        """Return what repeats the device's part of `work`, which is not done yet.
+
+        Args:
+            work: Is called once.
+            generators: Generators of the device that it draws from, PyTorch's default one apart.
+        """
+        graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
+        # The outer context goes back to the current stream even where a capture fails. Threads that
+        # load images may use CUDA meanwhile.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream(self._device)),
+            torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
+        ):
+            work()
+        return graph.replay

@@ -166,7 +166,8 @@ class Plugins(torch.nn.Module):
 
     def generators(self, device: torch.device) -> list[torch.Generator]:
         """Return the plugins' own generators on a device, those that have been asked for."""
-        return [rng for plugin in self.active for rng in plugin.generators(device)]
+        found = (plugin.generators().get(device) for plugin in self.active)
+        return [rng for rng in found if rng is not None]
 
     def status(self) -> dict[str, str]:
         """Return what the status line shows of the plugins: names of statistics by label."""

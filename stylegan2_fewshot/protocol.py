@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import distributed, stats
 from .drawing import DrawOptions
+from .watched import plain
 
 HOOKS = (
     "condition",
@@ -149,7 +150,7 @@ class Plugin(torch.nn.Module):
     tensor_counts: ClassVar[tuple[str, ...]] = ()  # those of its arguments that count tensors
     ordinary: ClassVar[str] = ""  # says how to make an ordinary network of such a G
     draws: ClassVar[type[DrawOptions] | None] = None  # its options of generate.py
-    capturable: bool = True  # a CUDA graph can replay its hooks, `after_step` apart: `capture`
+    capturable: bool = True  # False: no CUDA graph can hold its hooks, though nothing shows
     rehearsal: int = 0  # iterations that it wants to see before training, which are taken back
 
     def __init__(self) -> None:
@@ -188,16 +189,21 @@ class Plugin(torch.nn.Module):
         # The meta device, on which nothing is drawn, has no generators of its own.
         home = torch.device("cpu") if device.type == "meta" else device
         generator, drawn_at = self._generators.get(device) or (torch.Generator(home), -1)
-        cur_nimg = step.cur_nimg if isinstance(step, Step) else step
+        cur_nimg = plain(step.cur_nimg) if isinstance(step, Step) else step
         if drawn_at != cur_nimg:
             generator.manual_seed(seed_of(self._seed, distributed.rank(), cur_nimg, self.name))
         self._generators[device] = generator, cur_nimg
         return generator
 
-    def generators(self, device: torch.device) -> list[torch.Generator]:
-        """Return the generators of `rng` on a device that have been asked for so far."""
-        found = self._generators.get(device)
-        return [found[0]] if found else []
+    def generators(self) -> dict[torch.device, torch.Generator]:
+        """Return the generators of `rng` that have been asked for so far, by device."""
+        return {device: generator for device, (generator, _) in self._generators.items()}
+
+    def reseed(self, cur_nimg: int) -> None:
+        """Seed the generators of `rng` as they are at the start of an iteration."""
+        for device, generator in self.generators().items():
+            self._generators[device] = generator, -1
+            self.rng(cur_nimg, device)
 
     def augment_pipe(self) -> torch.nn.Module | None:
         """Return what a network pickle carries as its `augment_pipe`; one plugin at most may."""

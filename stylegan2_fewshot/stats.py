@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from . import distributed
 
-_SUMS: dict[str, Tensor] = {}
+_SUMS: dict[str, Tensor] = {}  # added to in place, and kept at 0: a CUDA graph repeats that
 
 
 @dataclass(frozen=True)
@@ -27,27 +28,52 @@ def report(name: str, value: Tensor | float) -> None:
     """Add every element of `value` to the statistics of `name`, without waiting for the device."""
     value = torch.as_tensor(value).flatten().float()
     sums = torch.stack([torch.ones_like(value), value, value * value]).sum(1)
-    _SUMS[name] = _SUMS[name].to(sums.device) + sums if name in _SUMS else sums
+    if name not in _SUMS:
+        _SUMS[name] = torch.zeros_like(sums)
+    elif _SUMS[name].device.type == "cpu":
+        _SUMS[name] = _SUMS[name].to(sums.device)
+    _SUMS[name] += sums.to(_SUMS[name].device)
+
+
+def accumulators() -> dict[str, Tensor]:
+    """Return what is added up so far by name, the tensors themselves: number, sum, squares."""
+    return dict(_SUMS)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Keep what is reported inside out of the statistics."""
+    before = dict(_SUMS)
+    _SUMS.clear()
+    try:
+        yield
+    finally:
+        _SUMS.clear()
+        _SUMS.update(before)
 
 
 def pending() -> dict[str, list[float]]:
     """Return what this rank was told since the last `collect`: number, sum, sum of squares."""
-    return {name: sums.tolist() for name, sums in _SUMS.items()}
+    told = ((name, sums.tolist()) for name, sums in _SUMS.items())
+    return {name: sums for name, sums in told if sums[0]}
 
 
 def restore(parts: Iterable[Mapping[str, Sequence[float]]]) -> None:
     """Forget what was reported, and take over the sum of what ranks had `pending`."""
-    _SUMS.clear()
+    _forget()
     for part in parts:
         for name, sums in part.items():
             tensor = torch.tensor(sums, dtype=torch.float32)
-            _SUMS[name] = _SUMS[name] + tensor if name in _SUMS else tensor
+            if name in _SUMS:
+                _SUMS[name] += tensor.to(_SUMS[name].device)
+            else:
+                _SUMS[name] = tensor
 
 
 def collect() -> dict[str, Moments]:
     """Return the statistics of all ranks since the last call, by name, and start anew."""
-    mine = {name: sums.double().tolist() for name, sums in _SUMS.items()}
-    _SUMS.clear()
+    mine = pending()
+    _forget()
     total: dict[str, list[float]] = {}
     for gathered in distributed.gather(mine):
         for name, sums in gathered.items():
@@ -58,3 +84,8 @@ def collect() -> dict[str, Moments]:
         variance = max(second / max(num, 1) - mean**2, 0.0)
         moments[name] = Moments(num=int(num), mean=mean, std=variance**0.5)
     return moments
+
+
+def _forget() -> None:
+    for sums in _SUMS.values():
+        sums.zero_()

@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from stylegan2_fewshot import Plugin, Plugins, stats
-from stylegan2_fewshot.capture import NotCapturable, Rules, why_not
+from stylegan2_fewshot.capture import NotCapturable, Rules, waits, why_not
 from stylegan2_fewshot.plugin import find, registry
+from stylegan2_fewshot.watched import Watched
 from training.networks import Discriminator, Generator
 
-CASES = [
+HELD = [
     {},
-    {"lecam": {"lambda_": 0.1}},
+    {"lecam": {"lambda_": 0.1, "start_kimg": 1.0}},
     {"ewc": {"ratio": 0.5}},
     {"freezed": {"freezed": 2}},
     {"apa": {}},
     {"apa": {"signal": "lambda_rf", "signal_on": "real"}},
     {"prior": {}},
     {"bank": {"size": 1}},
-    {
-        "apa": {},
-        "ewc": {"lambda_": 1.0, "network": "GD"},
-        "lecam": {"lambda_": 0.1},
-        "freezed": {"freezed": 1},
-    },
-    {"ada": {}},
-    {"fixed": {"p": 0.5}},
-    {"diffaugment": {}},
-    {"bank": {"size": 2}},
     {"tune": {"tune": "*.torgb.*"}},
     {"fsgan": {"fsgan": "GD"}},
-    {"cdc": {}},
     {"dcl": {}},
     {"adam": {}},
     {"rick": {}},
     {"minegan": {}},
-    {"minegan": {"layers": 0}},
-    {"lecam": {"lambda_": 0.1}, "diffaugment": {}},
 ]
+NOT_HELD = {  # the plugin and its hook that a graph cannot hold
+    "ada": ({}, "augment"),
+    "fixed": ({"p": 0.5}, "augment"),
+    "diffaugment": ({}, "augment"),
+    "bank": ({"size": 2}, "synthesis"),
+    "cdc": ({}, "penalty"),
+}
+IN_PASSES = [o for o in HELD if o.keys() & {"lecam", "ewc", "dcl", "rick"}] + [{"apa": {}}]
+PAIRS = [{**one, **other} for one, other in itertools.combinations(IN_PASSES, 2)]
 
 
 def named(options):
@@ -48,22 +47,35 @@ def named(options):
     )
 
 
-@pytest.mark.parametrize("options", CASES, ids=named)
-def test_a_method_can_be_captured_exactly_where_it_says_so(options):
-    plugins = Plugins.create(options)
-    reason = why_not(plugins)
-    assert (reason is None) == all(plugin.capturable for plugin in plugins.active), reason
+@pytest.mark.parametrize("options", HELD, ids=named)
+def test_a_graph_can_hold_the_passes_of_these_methods(options):
+    assert why_not(Plugins.create(options)) is None
 
 
-UNLISTED = sorted(set(registry()) - {name for case in CASES for name in case})
+def test_a_graph_can_hold_any_two_with_hooks_in_passes_and_four():
+    four = {"apa": {}, "ewc": {"lambda_": 1.0, "network": "GD"}, "freezed": {"freezed": 1}}
+    for options in [*PAIRS, {**four, "lecam": {"lambda_": 0.1}}]:
+        assert why_not(Plugins.create(options)) is None, options
 
 
-@pytest.mark.parametrize("name", UNLISTED)
-def test_a_method_without_a_case_of_its_own_claims_no_more_than_holds(name):
-    cls = find(name)
-    plugins = Plugins.create({name: dict(cls.neutral)})
-    reason = why_not(plugins)
-    assert reason is None or not plugins[name].capturable, reason
+@pytest.mark.parametrize("name", NOT_HELD)
+def test_a_graph_cannot_hold_the_passes_of_these(name):
+    settings, hook = NOT_HELD[name]
+    reason = why_not(Plugins.create({"lecam": {"lambda_": 0.1}, name: settings}))
+    assert reason.endswith(f"in the hook {hook!r} of the plugin {name!r}")
+
+
+def test_every_method_has_a_case():
+    assert {name for options in HELD for name in options} | set(NOT_HELD) == set(registry())
+
+
+WAITING = {"adam", "minegan", "rick"}  # what they do depends on how many iterations they have seen
+
+
+@pytest.mark.parametrize("options", HELD, ids=named)
+def test_only_methods_with_stages_wait_for_the_device_around_a_step(options):
+    reason = waits(Plugins.create(options))
+    assert (reason is not None) == bool(options.keys() & WAITING), reason
 
 
 def test_the_real_networks_can_be_captured_with_accumulation():
@@ -152,6 +164,10 @@ class Peeks(Plugin):
         if hook == self.hook:
             x.sum().item()
 
+    def synthesis(self, z):
+        self._look(z, "synthesis")
+        return {}
+
     def real_images(self, img, c, step):
         self._look(img, "real_images")
         return img, c
@@ -171,10 +187,54 @@ class Peeks(Plugin):
     def before_step(self, net, params):
         self._look(next(iter(params.values())).grad, "before_step")
 
+    def after_optimizer(self, net, params):
+        self._look(next(iter(params.values())), "after_optimizer")
 
-@pytest.mark.parametrize("hook", ["real_images", "augment", "observe", "penalty", "before_step"])
-def test_every_hook_of_a_phase_is_looked_at(hook):
+
+@pytest.mark.parametrize("hook", ["synthesis", "real_images", "augment", "observe", "penalty"])
+def test_every_hook_of_a_pass_is_looked_at(hook):
     assert f"in the hook {hook!r}" in why_not(Plugins({"peeks": Peeks(hook)}))
+
+
+@pytest.mark.parametrize("hook", ["before_step", "after_optimizer"])
+def test_hooks_around_a_step_may_wait_and_are_looked_at_too(hook):
+    assert why_not(Plugins({"peeks": Peeks(hook)})) is None
+    assert f"in the hook {hook!r}" in waits(Plugins({"peeks": Peeks(hook)}))
+
+
+class Ramp(Plugin):
+    """Decides by the number of images, or computes with it."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def penalty(self, step):
+        return self.factor(step.cur_nimg) * step.ws.square().mean() if step.ws is not None else None
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [lambda n: n / 1000, lambda n: 1 - n, float, int, lambda n: 1.0 if n else 0.0, hash, str],
+)
+def test_computing_with_the_number_of_images_is_refused(factor):
+    assert "cur_nimg is computed with" in why_not(Plugins({"ramp": Ramp(factor)}))
+
+
+def test_comparing_the_number_of_images_is_allowed_and_remembered():
+    assert why_not(Plugins({"ramp": Ramp(lambda n: 1.0 if 5000 <= n < 9000 else 0.0)})) is None
+    seen = Watched(6000)
+    assert 5000 <= seen < 9000
+    assert [seen.agrees(n) for n in (4999, 5000, 8999, 9000)] == [False, True, True, False]
+
+
+class Reports(Plugin):
+    def observe(self, step):
+        stats.report("Mine/number", 0.5)
+
+
+def test_a_statistic_that_a_replay_would_not_count_is_refused():
+    assert "the statistic Mine/number" in why_not(Plugins({"reports": Reports()}))
 
 
 class SlowGradient(torch.autograd.Function):

@@ -19,7 +19,8 @@ def test_every_part_runs_at_toy_size():
     done = subprocess.run(command, cwd=gpu_check.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     summary = done.stdout.split("\n\n")[-1]
-    assert summary.count("done, ") == 5 and "job16: APA and EWC on 1" in summary
+    assert summary.count("done, ") == 6 and "job16: APA and EWC on 1" in summary
+    assert "means of losses differ by 0 with graphs" in done.stdout
 
 
 def test_a_part_that_fails_or_hangs_hides_nothing(monkeypatch):
@@ -48,7 +49,11 @@ def test_the_whole_check_names_every_part(tmp_path):
         return [part.name for part in gpu_check.parts("cuda", tmp_path, **given)]
 
     whole = names(gpus=2)
-    assert "train1024, fp16" in whole and "job64-gpus: APA and EWC on 2" in whole
+    assert (
+        "job256: without and with graphs" in whole
+        and "train1024, fp16" in whole
+        and "job64-gpus: APA and EWC on 2" in whole
+    )
     assert set(names(quick=True)) < set(names()) < set(whole)
     assert len(whole) == len(set(whole))
     against = [

@@ -12,7 +12,7 @@ import torch
 from stylegan2_fewshot import distributed
 from stylegan2_fewshot.ops import select
 
-from . import checkpoint, construction, run_dir
+from . import checkpoint, construction, graphs, run_dir
 from .clock import snapshots_left
 from .dataset import IN_MEMORY_BYTES, ImageDataset
 from .phases import Phases, batches, now
@@ -20,7 +20,7 @@ from .run_log import RunLog, duration
 from .snapshots import Snapshots
 from .state import construct
 
-ITERATIONS = 3  # of each phase; one more comes first, to warm up
+ITERATIONS = 3  # of each phase; one more comes first, to warm up, and one to capture graphs
 
 
 def estimate(options: Mapping[str, Any], dataset: ImageDataset) -> str:
@@ -71,13 +71,15 @@ def estimate(options: Mapping[str, Any], dataset: ImageDataset) -> str:
 
 def _iteration_sec(options: Mapping[str, Any], state: Any, device: torch.device) -> float:
     """Return the seconds of an iteration on average, its lazy regularisation included."""
-    phases = Phases(options, state, device)
+    captured = graphs.of(options, state, device, print)
+    phases = Phases(options, state, device, captured)
     share = options["batch_size"] // options.get("gpus", 1)  # of one of the processes
     images, labels = next(iter(batches(options, state.dataset, 0, device)))
     real, real_c = phases.prepare(images[:share], labels[:share])
 
     def timed(work: Callable[[], object]) -> float:
-        work()
+        for _ in range(2 if captured else 1):
+            work()
         start = now(device)
         for _ in range(ITERATIONS):
             work()

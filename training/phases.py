@@ -14,6 +14,7 @@ from stylegan2_fewshot import distributed
 from stylegan2_fewshot.plugin import seed_of
 
 from .dataset import ImageDataset, InfiniteSampler
+from .graphs import Graphs
 from .state import State
 
 
@@ -24,10 +25,18 @@ class Phases:
         options: Options of the run.
         state: What is trained.
         device: The device of this rank.
+        graphs: What repeats the passes of a phase from its second time on; None for the loss alone.
     """
 
-    def __init__(self, options: Mapping[str, Any], state: State, device: torch.device) -> None:
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        state: State,
+        device: torch.device,
+        graphs: Graphs | None = None,
+    ) -> None:
         self._options, self._state, self._device = options, state, device
+        self._graphs, self._warm = graphs, set[str]()
         self._seconds: dict[str, float] = {}  # of each phase's first time
 
     def iterate(self, images: Tensor, labels: Tensor) -> None:
@@ -66,27 +75,34 @@ class Phases:
             real_c: Labels `[N, c_dim]`.
         """
         state, size = self._state, self._options["batch_gpu"]
-        named, opt = state.trained[phase[0]], state.optimizers[phase[0]]
-        params = list(named.values())
+        params = list(state.trained[phase[0]].values())
+        loss = self._graphs if self._graphs and phase in self._warm else state.loss
+        self._warm.add(phase)
         z = torch.randn(len(real), state.G.z_dim, device=self._device)
         picks = torch.randint(len(state.dataset), [len(real)])
         gen_c = labels_of(state.dataset, picks.tolist()).to(self._device)
         for param in params:
             param.requires_grad_(True)
-        opt.zero_grad(set_to_none=True)
+        state.optimizers[phase[0]].zero_grad(set_to_none=True)
         split = (real.split(size), real_c.split(size), z.split(size), gen_c.split(size))
         parts = list(zip(*split, strict=True))
         for number, part in enumerate(parts, 1):
             last = number == len(parts)
-            state.loss.accumulate_gradients(phase, *part, sync=last, gain=gain / len(parts))
+            loss.accumulate_gradients(phase, *part, sync=last, gain=gain / len(parts))
         for param in params:
             param.requires_grad_(False)
+        self.step(phase[0])
+
+    def step(self, net: str) -> None:
+        """Take the step of G or D that its gradients ask for; on a GPU, nothing waits for it."""
+        state, named = self._state, self._state.trained[net]
+        params = list(named.values())
         distributed.average_gradients(params)
         make_finite([param.grad for param in params if param.grad is not None])
-        state.plugins.before_step(phase[0], named)
+        state.plugins.before_step(net, named)
         align(params)
-        opt.step()
-        state.plugins.after_optimizer(phase[0], named)
+        state.optimizers[net].step()
+        state.plugins.after_optimizer(net, named)
 
     @torch.no_grad()
     def update_ema(self) -> None:
@@ -98,8 +114,8 @@ class Phases:
         beta = 0.5 ** (options["batch_size"] / max(half_life, 1e-8))
         means: list[Tensor] = list(state.G_ema.parameters())
         torch._foreach_lerp_(means, list(state.G.parameters()), 1 - beta)
-        for mean, value in zip(state.G_ema.buffers(), state.G.buffers(), strict=True):
-            mean.copy_(value)
+        if buffers := list(state.G.buffers()):
+            torch._foreach_copy_(list(state.G_ema.buffers()), buffers)
 
     def sec_per_kimg(self) -> float:
         """Return the seconds per thousand images, as each phase's first time would have them."""
@@ -164,11 +180,12 @@ def labels_of(dataset: ImageDataset, indices: Sequence[int]) -> Tensor:
 
 def make_finite(grads: list[Tensor]) -> None:
     """Replace what is NaN by 0, and what is infinite by 1e5, in place."""
-    is_near = bool(grads) and grads[0].device.type == "cpu"  # a GPU would have to be waited for
+    if not grads:
+        return
+    is_near = grads[0].device.type == "cpu"  # a GPU would have to be waited for
     if is_near and torch.stack(torch._foreach_norm(grads)).isfinite().all():
         return
-    for grad in grads:
-        torch.nan_to_num(grad, nan=0, posinf=1e5, neginf=-1e5, out=grad)
+    distributed.rewrite(grads, lambda flat: flat.nan_to_num_(nan=0, posinf=1e5, neginf=-1e5))
 
 
 def align(params: Iterable[nn.Parameter]) -> None:

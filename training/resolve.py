@@ -86,6 +86,7 @@ def resolve(values: Mapping[str, Any]) -> Resolved:
         "metric_data": values["metricdata"],
         "workers": values["workers"],
         "threads": values["threads"],
+        "graphs": values["graphs"],
         "allow_tf32": values["allow_tf32"],
         "benchmark": not values["nobench"],
         **_trust(values),

@@ -32,6 +32,7 @@ REPORTING = {
     "patience": "patience",
     "workers": "workers",
     "threads": "threads",
+    "graphs": "graphs",
     "gpus": "gpus",
 }
 FLAGS = {"trust_backbone"}  # options without a value

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from stylegan2_fewshot import adaptive, distributed, stats
 
-from . import checkpoint, construction, inputs, memory, run_log, sources
+from . import checkpoint, construction, graphs, inputs, memory, run_log, sources
 from .clock import Clock, tick
 from .dataset import IN_MEMORY_BYTES, ImageDataset
 from .phases import Phases, about_loading, batches
@@ -122,7 +122,7 @@ class _Run:
         self.options, self.run_dir, self.device = options, run_dir, device
         self.dataset, self.state, self.log, self.requests = state.dataset, state, log, requests
         self.snapshots = Snapshots(options, run_dir, state, log, device)
-        self.phases = Phases(options, state, device)
+        self.phases = Phases(options, state, device, graphs.of(options, state, device, log.say))
         self.clock = Clock(options, state.cur_nimg)
         self.after_snapshot: Callable[[], None] | None = None
         self._pictures_sec = 0.0

@@ -53,7 +53,6 @@ class ADA(Plugin):
     """
 
     augmentation = True
-    capturable = False  # which images are transformed is drawn and decided on the CPU
     option_names: ClassVar = {"target": "target", "augpipe": "augpipe"}
     neutral: ClassVar = {"max_": 0.0}
     status: ClassVar = {"ada_p": "Augment/ada_p"}

@@ -52,7 +52,6 @@ class AdAM(Plugin):
         batches: Batches whose gradients decide, the probe's last.
     """
 
-    capturable = False  # its probe reads values of the device
     neutral: ClassVar = {"percentile": 100.0}
     rewrites = True
     done: Tensor

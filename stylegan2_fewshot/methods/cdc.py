@@ -61,7 +61,6 @@ class CDC(Plugin):
         batch: Latents that are compared with one another.
     """
 
-    capturable = False  # its penalty reads a value of the device
     neutral: ClassVar = {"lambda_": 0.0}
 
     def __init__(self, *, lambda_: float = 1000.0, batch: int = 4) -> None:
@@ -88,7 +87,7 @@ class CDC(Plugin):
         G, source = self._nets
         assert step.z is not None
         z, layer = self._draw(step, step.z)
-        c = None if step.c is None else step.c[torch.arange(len(z)) % len(step.c)]
+        c = None if step.c is None else step.c[torch.arange(len(z), device=z.device) % len(step.c)]
         (adapted,) = features_of(G, z, c, [layer])
         with torch.no_grad():
             (wanted,) = features_of(source, z, c, [layer])

@@ -49,7 +49,6 @@ class DCL(Plugin):
         batch: Latents that are told from one another.
     """
 
-    capturable = False  # its penalty takes an index from the CPU
     neutral: ClassVar = {"g": 0.0, "d": 0.0}
 
     def __init__(
@@ -82,7 +81,7 @@ class DCL(Plugin):
         assert step.z is not None
         rng = self.rng(step, step.z.device)
         z = torch.randn(self.batch, step.z.shape[1], generator=rng, device=step.z.device)
-        c = None if step.c is None else step.c[torch.arange(len(z)) % len(step.c)]
+        c = None if step.c is None else step.c[torch.arange(len(z), device=z.device) % len(step.c)]
         term = self._in_g(z, c) if step.phase == "Gmain" else self._in_d(z, c)
         stats.report(f"DCL/{step.phase[0]}", term)
         return self.weights[step.phase] * term

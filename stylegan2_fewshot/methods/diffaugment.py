@@ -74,7 +74,6 @@ class DiffAugment(Plugin):
     """
 
     augmentation = True
-    capturable = False  # draws on the CPU
     neutral: ClassVar = {"policy": ""}
 
     def __init__(self, *, policy: str = "color,translation,cutout") -> None:

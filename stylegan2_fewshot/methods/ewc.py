@@ -261,7 +261,7 @@ class EWC(Plugin):
         adversarial = F.softplus(-logits if net == "G" else logits).mean()
         stats.report(f"EWC/penalty{end}", penalty)
         stats.report(f"EWC/ratio{end}", self._strength * penalty / adversarial)
-        stats.report("EWC/lambda", self._strength)
+        stats.report("EWC/lambda", self._strength * torch.ones_like(penalty))
         parts, sums = self._parts(net, terms), defaultdict[str, Tensor](lambda: terms.new_zeros([]))
         for name, (kind, part) in zip(self._held[net], parts, strict=True):
             share = self._strength * part.sum() / adversarial

@@ -24,7 +24,6 @@ class Fixed(Plugin):
     """
 
     augmentation = True
-    capturable = False  # which images are transformed is drawn and decided on the CPU
     option_names: ClassVar = {"p": "p", "augpipe": "augpipe"}
     neutral: ClassVar = {"p": 0.0}
 

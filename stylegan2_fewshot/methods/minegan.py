@@ -88,7 +88,6 @@ class MineGAN(Plugin):
         if alone < 0:
             raise ValueError(f"--minegan-alone must not be negative, got {alone}")
         self.layers, self.alone = layers, alone
-        self.capturable = layers == 0  # its two stages are two programs
         self.register_buffer("done", torch.zeros([], dtype=torch.int64))  # iterations
         self._miner: list[str] = []  # names of its parameters
         self._scale = 1.0  # of the mapping's layers

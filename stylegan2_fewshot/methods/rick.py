@@ -63,7 +63,6 @@ class RICK(Plugin):
         batches: Batches whose gradients decide, the last ones before a decision.
     """
 
-    capturable = False  # its estimates read values of the device
     neutral: ClassVar = {"freeze": 100.0, "prune": 0.0, "warmup": 0}
     rewrites = True
     done: Tensor

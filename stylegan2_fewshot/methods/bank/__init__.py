@@ -66,7 +66,6 @@ class Bank(Plugin):
         if not 0 <= jitter < math.inf:
             raise ValueError(f"--bank-jitter must not be negative, got {jitter}")
         self.size, self.layers, self.jitter = size, layers, jitter
-        self.capturable = size == 1  # which samples share a set is sorted out on the CPU
         self._G: list[Any] = []  # in a list, or else G would be a part of this module
 
     @classmethod

@@ -1,0 +1,310 @@
+"""Training by CUDA graphs, emulated on the CPU: the same numbers as without, or a line why not."""
+
+from __future__ import annotations
+
+import copy
+import io
+import random
+
+import few_steps
+import pytest
+import torch
+from emulated_graphs import EmulatedGraphs
+
+from stylegan2_fewshot import Plugin, Plugins, distributed, stats
+from stylegan2_fewshot.capture import META, Rules
+from stylegan2_fewshot.laws import ToyImages
+from training import graphs
+from training.graphs import Graphs
+from training.networks import Discriminator, Generator
+from training.phases import Phases
+
+
+class Labelled(ToyImages):
+    """The toy images in two classes."""
+
+    label_dim = 2
+
+    def get_label(self, index):
+        return torch.eye(2)[index % 2].numpy()
+
+
+def networks():
+    """Return networks with labels, a mean of w, noise, and minibatch standard deviation."""
+    widths = dict(channel_base=64, channel_max=8)
+    G = Generator(8, 2, 8, 8, 3, dict(num_layers=1), widths)
+    D = Discriminator(2, 8, 3, **widths, epilogue_kwargs=dict(mbstd_group_size=2))
+    return {"G": G, "D": D}
+
+
+def train(state, iterations, captured=None, **settings):
+    """Train for some iterations on random images and labels, a function of the iteration."""
+    phases = Phases({**few_steps.OPTIONS, **settings}, state, few_steps.CPU, captured)
+    for _ in range(iterations):
+        rng = torch.Generator().manual_seed(state.cur_nimg)
+        images = torch.randint(0, 256, [4, 3, 8, 8], generator=rng, dtype=torch.uint8)
+        labels = torch.eye(2)[torch.randint(2, [4], generator=rng)]
+        phases.iterate(images, labels[:, : state.dataset.label_dim])
+    return state
+
+
+def content(state):
+    """Return everything that a checkpoint holds, by name."""
+    found = {"pl_mean": state.loss.pl_mean}
+    for part in ("G", "D", "G_ema", "plugins"):
+        found |= {f"{part}.{name}": x for name, x in getattr(state, part).state_dict().items()}
+    for net, opt in state.optimizers.items():
+        for number, entry in enumerate(opt.state.values()):
+            found |= {f"{net}_opt.{number}.{name}": x for name, x in entry.items()}
+    return found | {f"statistic {name}": torch.tensor(x) for name, x in stats.pending().items()}
+
+
+def assert_same(one, two):
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert torch.equal(value, two[name]), name
+
+
+def start(options, nets=few_steps.toys, plugins=None):
+    stats.restore([])
+    state = few_steps.begin(options, networks=nets)
+    if plugins:  # third parties', not registered
+        state.plugins = state.loss.plugins = Plugins(copy.deepcopy(plugins))
+    if state.G.c_dim:
+        state.dataset = Labelled()
+    return state
+
+
+def compare(options, iterations=6, nets=few_steps.toys, plugins=None, **settings):
+    """Train without and with graphs, which must be the same; return the backend and what was said.
+
+    What training with graphs holds in the end comes third.
+    """
+    plain = content(train(start(options, nets, plugins), iterations, **settings))
+    backend, said, state = EmulatedGraphs(), [], start(options, nets, plugins)
+    assert_same(plain, content(train(state, iterations, Graphs(state, backend, said.append))))
+    return backend, said, state
+
+
+def test_conditional_networks_train_the_same_with_accumulation_and_methods():
+    methods = {"freezed": {"freezed": 1}, "apa": {"target": -1.0, "kimg": 0.1}}
+    backend, said, _ = compare(methods, 4, networks)
+    assert said == [] and backend.replays > 2 * backend.captures > 0
+
+
+SETS = [
+    {},
+    {"ewc": {"lambda_": 1.0, "network": "GD"}, "dcl": {}, "freezed": {"freezed": 1}},
+    {"rick": {"freeze": 50.0, "warmup": 2, "every": 2, "batches": 2}},
+    {"adam": {"probe": 2, "batches": 2}, "tune": {"tune": "scale-shift"}},
+    {"minegan": {"alone": 2}},
+    {"fsgan": {}, "lecam": {"lambda_": 0.1}},
+    {"apa": {"target": -1.0, "kimg": 0.1, "signal_on": "real"}, "dcl": {}},
+]
+
+
+@pytest.mark.parametrize("options", SETS, ids="-".join)
+def test_methods_train_the_same(options):
+    backend, said, _ = compare(options)
+    assert said == [] and backend.replays > backend.captures >= 4
+
+
+@pytest.mark.parametrize(
+    ("options", "phases", "reason"),
+    [
+        ({"ada": {"target": -1.0, "kimg": 0.1}, "apa": {}}, "Gmain Dmain Dreg", "waits for"),
+        ({"bank": {"size": 2}}, "Gmain Greg Dmain Dreg", "waits for"),
+        ({"cdc": {}}, "Gmain", "'penalty' of the plugin 'cdc'"),
+    ],
+    ids=["ada", "bank", "cdc"],
+)
+def test_what_no_graph_can_hold_runs_in_python_with_one_line(options, phases, reason):
+    _, said, _ = compare(options, 12)
+    starts = [line.partition(" runs without a CUDA graph: ") for line in said]
+    assert {phase for phase, _, _ in starts} == set(phases.split()) and len(said) == len(starts)
+    assert reason in starts[0][2]
+
+
+def test_a_penalty_that_sets_in_later_is_captured_anew():
+    never, _, _ = compare({"lecam": {"lambda_": 0.1, "start_kimg": 9.0}})
+    later, said, _ = compare({"lecam": {"lambda_": 0.1, "start_kimg": 0.012}})
+    assert said == [] and never.captures == 4 and later.captures == 6  # both passes of D
+
+
+def test_batches_of_two_sizes_are_two_graphs():
+    backend, said, _ = compare({"apa": {}}, batch_gpu=3)
+    assert said == [] and backend.captures == 8
+
+
+def test_a_resumed_run_is_the_same():
+    options = {"ewc": {"lambda_": 1.0}, "apa": {"target": -1.0, "kimg": 0.1}}
+    plain = content(train(start(options), 6))
+    state = start(options)
+    train(state, 3, Graphs(state, EmulatedGraphs(), pytest.fail))
+    file = io.BytesIO()
+    torch.save(state.tensors(), file)
+    file.seek(0)
+    resumed, backend = start(options), EmulatedGraphs()
+    resumed.load(torch.load(file, weights_only=True))
+    train(resumed, 3, Graphs(resumed, backend, pytest.fail))
+    assert_same(plain, content(resumed))
+    assert backend.replays
+
+
+def test_graphs_outlast_a_rehearsal_and_the_end_of_a_tick():
+    def rehearse(captured_by):
+        state = start({"ewc": {"ratio": 0.3}, "lecam": {"lambda_": 0.1}})
+        captured = captured_by(state)
+        before = copy.deepcopy(state.tensors())
+        train(state, 3, captured)
+        moments = stats.collect()
+        state.load(before)
+        state.plugins.rehearsed(moments)
+        train(state, 3, captured)
+        found = content(state)
+        return {**found, "moments": torch.tensor([m.mean for m in moments.values()])}
+
+    backend = EmulatedGraphs()
+    plain = rehearse(lambda state: None)
+    assert_same(plain, rehearse(lambda state: Graphs(state, backend, pytest.fail)))
+    assert backend.captures == 4
+
+
+class Planted(Plugin):
+    """A third party's method whose Python goes by something that a graph does not hold."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.number, self.last, self.hidden = way, 0.0, None, Hidden()
+        self.register_buffer("mean", torch.ones([]))
+        self.capturable = way != "says so"
+
+    def observe(self, step):
+        if self.way == "rebinds" and step.phase == "Gmain":
+            self.mean = self.mean * 0.5 + step.ws.mean()
+
+    def penalty(self, step):
+        if step.phase == "Gmain":
+            return step.ws.square().mean() * getattr(self, self.way.replace(" ", "_"))(step)
+
+    def counts(self, step):
+        self.number += 1
+        return self.number
+
+    def decays(self, step):
+        return 1.0 / (1 + step.cur_nimg)
+
+    def draws(self, step):
+        return random.random()
+
+    def remembers(self, step):
+        before, self.last = self.last, step.ws.detach()
+        return 1.0 if before is None else before.square().mean()
+
+    def keeps_attached(self, step):
+        self.last = step.ws * 2
+        return 1.0
+
+    def rebinds(self, step):
+        return self.mean
+
+    def hides(self, step):
+        return self.hidden.number
+
+    def says_so(self, step):
+        return 1.0
+
+    def after_step(self, cur_nimg):
+        self.hidden.number += cur_nimg > 12
+
+
+class Hidden:
+    """A number that no comparison of attributes sees."""
+
+    __slots__ = ("number",)
+
+    def __init__(self):
+        self.number = 1.0
+
+
+REASONS = {
+    "counts": "planted.number was another in 8 iterations",
+    "decays": "step.cur_nimg is computed with",
+    "draws": "a replay comes to the gradient of ",
+    "remembers": "planted.last was another in 8 iterations",
+    "keeps attached": "a plugin remembers a tensor that gradients could flow through",
+    "rebinds": "planted._buffers was another in 8 iterations",
+    "says so": "the plugin 'planted' says that none can hold it",
+}
+
+
+@pytest.mark.parametrize("way", REASONS)
+def test_what_python_goes_by_is_never_silently_stale(way):
+    random.seed(0)
+    state = start({}, plugins={"planted": Planted(way)})
+    plain = content(train(state, 13, batch_gpu=4))
+    random.seed(0)
+    state, said = start({}, plugins={"planted": Planted(way)}), []
+    found = content(train(state, 13, Graphs(state, EmulatedGraphs(), said.append), batch_gpu=4))
+    if way != "draws":  # which the comparison has advanced
+        assert_same(plain, found)
+    mine = [line for line in said if line.startswith("Gmain")]
+    assert len(mine) == 1 and REASONS[way] in mine[0]
+
+
+def test_what_nobody_sees_is_found_out_by_the_comparison_that_recurs(monkeypatch):
+    monkeypatch.setattr(graphs, "CHECK_EVERY", 4)
+    state, said = start({}, plugins={"planted": Planted("hides")}), []
+    train(state, 12, Graphs(state, EmulatedGraphs(), said.append), batch_gpu=4)
+    assert len(said) == 1 and said[0].startswith("Gmain runs without a CUDA graph: a replay comes")
+
+
+def test_a_gradient_that_no_loss_reaches_stays_none_and_its_parameter_where_it_is():
+    state = start({})
+    idle = torch.nn.Parameter(torch.ones(2))
+    state.trained["G"]["idle"] = idle
+    state.optimizers["G"].add_param_group({"params": [idle]})
+    train(state, 4, Graphs(state, EmulatedGraphs(), pytest.fail))
+    assert idle.grad is None and idle not in state.optimizers["G"].state
+
+
+def test_there_are_no_graphs_on_the_cpu_nor_where_they_are_off():
+    state = start({})
+    assert graphs.of({"graphs": "auto"}, state, few_steps.CPU, pytest.fail) is None
+    assert graphs.of({"graphs": "off"}, state, torch.device("cuda", 0), pytest.fail) is None
+
+
+@pytest.mark.parametrize("options", [{}, {"ewc": {"lambda_": 1.0}}, {"fsgan": {}}], ids="-".join)
+def test_what_stays_outside_of_graphs_does_not_wait_for_the_device(options):
+    state = start(options)
+    for module in (state.G, state.D, state.G_ema, state.plugins):
+        module.to(META)
+    for net, module in (("G", state.G), ("D", state.D)):
+        state.trained[net] = {k: p for k, p in module.named_parameters() if k in state.trained[net]}
+        state.optimizers[net] = torch.optim.Adam(state.trained[net].values(), lr=0.1, fused=False)
+        for param in state.trained[net].values():
+            param.grad = torch.zeros_like(param)
+    phases = Phases(few_steps.OPTIONS, state, META)
+    with Rules():
+        phases.step("G")
+        phases.step("D")
+        phases.update_ema()
+
+
+def on_a_rank(place):
+    """Train with graphs and without; keep both."""
+    torch.set_num_threads(1)
+    distributed.init("cpu")
+    options, kept = {"apa": {"target": -1.0, "kimg": 0.1}, "lecam": {"lambda_": 0.1}}, []
+    for captured_by in (lambda state: None, lambda s: Graphs(s, EmulatedGraphs(), pytest.fail)):
+        state = start(options)
+        kept.append(content(train(state, 4, captured_by(state))))
+    torch.save(kept, place / f"{distributed.rank()}.pt")
+    distributed.shutdown()
+
+
+@pytest.mark.slow
+def test_two_ranks_train_the_same(tmp_path):
+    distributed.spawn(on_a_rank, (tmp_path,), 2)
+    for rank in (0, 1):
+        assert_same(*torch.load(tmp_path / f"{rank}.pt"))
