@@ -31,7 +31,8 @@ def begin(options, *, beta1=0.5, networks=toys):
     nets = networks()
     plugins = Plugins.create(options)
     G_ema = copy.deepcopy(nets["G"])
-    plugins.setup(Run(**nets, dataset=ToyImages(), batch_size=4, G_ema=G_ema, resumed="source.pkl"))
+    given = dict(dataset=ToyImages(), batch_size=4, resumed="source.pkl", estimates=False)
+    plugins.setup(Run(**nets, G_ema=G_ema, **given))
     loss = StyleGAN2Loss(CPU, nets["G"].mapping, nets["G"].synthesis, nets["D"], plugins)
     trained, optimizers = {}, {}
     for name, net in nets.items():

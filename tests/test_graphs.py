@@ -82,7 +82,8 @@ def compare(options, iterations=6, nets=few_steps.toys, plugins=None, **settings
     """
     plain = content(train(start(options, nets, plugins), iterations, **settings))
     backend, said, state = EmulatedGraphs(), [], start(options, nets, plugins)
-    assert_same(plain, content(train(state, iterations, Graphs(state, backend, said.append))))
+    captured = Graphs(state, backend, said.append)
+    assert_same(plain, content(train(state, iterations, captured, **settings)))
     return backend, said, state
 
 
@@ -113,7 +114,7 @@ def test_methods_train_the_same(options):
     ("options", "phases", "reason"),
     [
         ({"ada": {"target": -1.0, "kimg": 0.1}, "apa": {}}, "Gmain Dmain Dreg", "waits for"),
-        ({"bank": {"size": 2}}, "Gmain Greg Dmain Dreg", "waits for"),
+        ({"bank": {"size": 2}}, "Gmain Greg Dmain", "a replay comes to another "),
         ({"cdc": {}}, "Gmain", "'penalty' of the plugin 'cdc'"),
     ],
     ids=["ada", "bank", "cdc"],
@@ -128,7 +129,7 @@ def test_what_no_graph_can_hold_runs_in_python_with_one_line(options, phases, re
 def test_a_penalty_that_sets_in_later_is_captured_anew():
     never, _, _ = compare({"lecam": {"lambda_": 0.1, "start_kimg": 9.0}})
     later, said, _ = compare({"lecam": {"lambda_": 0.1, "start_kimg": 0.012}})
-    assert said == [] and never.captures == 4 and later.captures == 6  # both passes of D
+    assert said == [] and never.captures == 4 and later.captures == 5  # Dmain
 
 
 def test_batches_of_two_sizes_are_two_graphs():
@@ -230,7 +231,7 @@ class Hidden:
 REASONS = {
     "counts": "planted.number was another in 8 iterations",
     "decays": "step.cur_nimg is computed with",
-    "draws": "a replay comes to the gradient of ",
+    "draws": "Python itself does not come to ",
     "remembers": "planted.last was another in 8 iterations",
     "keeps attached": "a plugin remembers a tensor that gradients could flow through",
     "rebinds": "planted._buffers was another in 8 iterations",
@@ -256,7 +257,7 @@ def test_what_nobody_sees_is_found_out_by_the_comparison_that_recurs(monkeypatch
     monkeypatch.setattr(graphs, "CHECK_EVERY", 4)
     state, said = start({}, plugins={"planted": Planted("hides")}), []
     train(state, 12, Graphs(state, EmulatedGraphs(), said.append), batch_gpu=4)
-    assert len(said) == 1 and said[0].startswith("Gmain runs without a CUDA graph: a replay comes")
+    assert len(said) == 1 and "Gmain runs without a CUDA graph: a replay comes" in said[0]
 
 
 def test_a_gradient_that_no_loss_reaches_stays_none_and_its_parameter_where_it_is():

@@ -150,7 +150,8 @@ class Graphs:
         """Return a graph of a pass; nothing has happened when it is there."""
         state, params = self._state, self._params(phase)
         scene = Scene(state, params, self._backend.generators())
-        kept = [x.detach().clone() for x in inputs]
+        # Other values than those that it is compared on: what Python made of these would show.
+        kept = [-x.detach().flip(0) for x in inputs]
         work = functools.partial(state.loss.accumulate_gradients, phase, *kept, gain=gain)
         try:
             for param in params:

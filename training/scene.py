@@ -16,6 +16,7 @@ from .state import State
 TOLERANCE = 1e-3  # of the norm of a gradient, or of a change
 FLOOR = 1e-6  # of the norm of all gradients, or of what has changed: rounding
 NOISE = 10  # times the difference between two runs of the same
+MOST_NOISE = 0.02  # of the norm, for kernels that add in any order
 
 
 class Result(NamedTuple):
@@ -93,7 +94,7 @@ class Scene:
         """Return what has come of everything since."""
         names = {p: name for part in self._state.trained.values() for name, p in part.items()}
         zero = torch.zeros([], device=self._state.loss.pl_mean.device)
-        gradients = {f"the gradient of {names[p]}": p.grad for p in self._params}
+        gradients = {f"gradient of {names[p]}": p.grad for p in self._params}
         changes = {key: _number(zero if x is None else x) for key, x in gradients.items()}
         scales = dict.fromkeys(
             changes, torch.stack(torch._foreach_norm([*changes.values()])).norm()
@@ -114,9 +115,9 @@ class Scene:
         for part, module in parts.items():
             for name, buffer in module.named_buffers():
                 yield f"{part}.{name}", buffer
-        yield "the mean path length", self._state.loss.pl_mean
+        yield "mean path length", self._state.loss.pl_mean
         for name, sums in stats.accumulators().items():
-            yield f"the statistic {name}", sums
+            yield f"statistic {name}", sums
 
 
 def difference(one: Result, two: Result, other: Result) -> str:
@@ -129,23 +130,29 @@ def difference(one: Result, two: Result, other: Result) -> str:
     """
     if labels := {label for label, _ in two.python ^ other.python}:
         return f"a replay leaves another {min(labels)} than Python"
-    if names := two.changes.keys() ^ other.changes.keys():
-        return f"a replay and Python do not both come to {min(names)}"
+    if unlike := two.changes.keys() ^ other.changes.keys():
+        return f"a replay and Python do not both come to a {min(unlike)}"
     for name, change in two.changes.items():
         if change.shape != other.changes[name].shape:
-            return f"a replay comes to {name} of another shape than Python"
+            return f"a replay comes to a {name} of another shape than Python"
     first, second, third = (list(result.changes.values()) for result in (one, two, other))
+    names, scale = list(two.changes), torch.stack([*two.scales.values()])
     size, noise, off = (
         torch.stack(torch._foreach_norm(x))
         for x in (second, torch._foreach_sub(first, second), torch._foreach_sub(third, second))
     )
-    allowed = TOLERANCE * size + NOISE * noise + FLOOR * torch.stack([*two.scales.values()])
-    excess = (off - allowed).tolist()
+    if name := _beyond(noise, MOST_NOISE * (size + scale / 100), names):
+        return f"Python itself does not come to {name} twice"
+    if name := _beyond(off, TOLERANCE * size + NOISE * noise + FLOOR * scale, names):
+        return f"a replay comes to another {name} than Python"
+    return ""
+
+
+def _beyond(values: Tensor, allowed: Tensor, names: Sequence[str]) -> str:
+    """Return the name of what is farthest beyond what is allowed; empty where nothing is."""
+    excess = (values - allowed).tolist()
     worst = max(range(len(excess)), key=excess.__getitem__)
-    if excess[worst] <= 0:
-        return ""
-    share = (off[worst] / size[worst].clamp(min=1e-30)).item()
-    return f"a replay comes to {[*two.changes][worst]} that differs from Python's by {share:.1g}"
+    return names[worst] if excess[worst] > 0 else ""
 
 
 def _number(x: Tensor) -> Tensor:
