@@ -11,6 +11,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -37,6 +38,15 @@ class _Tape(TorchDispatchMode):
         return results
 
 
+class _NoLists(TorchFunctionMode):
+    """Refuses what the dispatcher is not told of where a tensor is on the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is Tensor.tolist:
+            raise NotCapturable("the CPU waits for values of the device (tolist)")
+        return func(*args, **(kwargs or {}))
+
+
 class EmulatedGraphs:
     """Stands in for `distributed.CUDAGraphs`.
 
@@ -57,7 +67,7 @@ class EmulatedGraphs:
 
     def capture(self, work, generators):
         tape = _Tape()
-        with tape:
+        with _NoLists(), tape:
             work()
         self.captures += 1
         calls, fresh = tape.calls, [x.detach() for *_, made in tape.calls for _, x in made]

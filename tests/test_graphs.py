@@ -114,7 +114,7 @@ def test_methods_train_the_same(options):
     ("options", "phases", "reason"),
     [
         ({"ada": {"target": -1.0, "kimg": 0.1}, "apa": {}}, "Gmain Dmain Dreg", "waits for"),
-        ({"bank": {"size": 2}}, "Gmain Greg Dmain", "a replay comes to another "),
+        ({"bank": {"size": 2}}, "Gmain Greg Dmain", "waits for"),
         ({"cdc": {}}, "Gmain", "'penalty' of the plugin 'cdc'"),
     ],
     ids=["ada", "bank", "cdc"],
@@ -198,6 +198,9 @@ class Planted(Plugin):
     def draws(self, step):
         return random.random()
 
+    def looks(self, step):
+        return float(step.z.numpy().max())
+
     def remembers(self, step):
         before, self.last = self.last, step.ws.detach()
         return 1.0 if before is None else before.square().mean()
@@ -231,6 +234,7 @@ class Hidden:
 REASONS = {
     "counts": "planted.number was another in 8 iterations",
     "decays": "step.cur_nimg is computed with",
+    "looks": "a replay comes to another ",
     "draws": "Python itself does not come to ",
     "remembers": "planted.last was another in 8 iterations",
     "keeps attached": "a plugin remembers a tensor that gradients could flow through",
