@@ -19,6 +19,8 @@ from training.graphs import Graphs
 from training.networks import Discriminator, Generator
 from training.phases import Phases
 
+SLOW = pytest.mark.slow
+
 
 class Labelled(ToyImages):
     """The toy images in two classes."""
@@ -89,13 +91,12 @@ def compare(options, iterations=6, nets=few_steps.toys, plugins=None, **settings
 
 def test_conditional_networks_train_the_same_with_accumulation_and_methods():
     methods = {"freezed": {"freezed": 1}, "apa": {"target": -1.0, "kimg": 0.1}}
-    backend, said, _ = compare(methods, 4, networks)
-    assert said == [] and backend.replays > 2 * backend.captures > 0
+    backend, said, _ = compare(methods, 3, networks)
+    assert said == [] and backend.replays > backend.captures > 0
 
 
 SETS = [
     {},
-    {"ewc": {"lambda_": 1.0, "network": "GD"}, "dcl": {}, "freezed": {"freezed": 1}},
     {"rick": {"freeze": 50.0, "warmup": 2, "every": 2, "batches": 2}},
     {"adam": {"probe": 2, "batches": 2}, "tune": {"tune": "scale-shift"}},
     {"minegan": {"alone": 2}},
@@ -104,39 +105,50 @@ SETS = [
 ]
 
 
-@pytest.mark.parametrize("options", SETS, ids="-".join)
-def test_methods_train_the_same(options):
-    backend, said, _ = compare(options)
+def train_the_same(options, iterations):
+    backend, said, _ = compare(options, iterations)
     assert said == [] and backend.replays > backend.captures >= 4
+
+
+def test_methods_train_the_same():
+    both = {"lambda_": 1.0, "network": "GD"}
+    train_the_same({"ewc": both, "dcl": {}, "freezed": {"freezed": 1}}, 4)
+
+
+@SLOW
+@pytest.mark.parametrize("options", SETS, ids="-".join)
+def test_every_other_method_trains_the_same(options):
+    train_the_same(options, 6)
 
 
 @pytest.mark.parametrize(
     ("options", "phases", "reason"),
     [
         ({"ada": {"target": -1.0, "kimg": 0.1}, "apa": {}}, "Gmain Dmain Dreg", "waits for"),
-        ({"bank": {"size": 2}}, "Gmain Greg Dmain", "waits for"),
-        ({"cdc": {}}, "Gmain", "'penalty' of the plugin 'cdc'"),
+        pytest.param({"bank": {"size": 2}}, "Gmain Greg Dmain", "waits for", marks=SLOW),
+        pytest.param({"cdc": {}}, "Gmain", "'penalty' of the plugin 'cdc'", marks=SLOW),
     ],
     ids=["ada", "bank", "cdc"],
 )
 def test_what_no_graph_can_hold_runs_in_python_with_one_line(options, phases, reason):
-    _, said, _ = compare(options, 12)
+    _, said, _ = compare(options, 5)
     starts = [line.partition(" runs without a CUDA graph: ") for line in said]
     assert {phase for phase, _, _ in starts} == set(phases.split()) and len(said) == len(starts)
     assert reason in starts[0][2]
 
 
 def test_a_penalty_that_sets_in_later_is_captured_anew():
-    never, _, _ = compare({"lecam": {"lambda_": 0.1, "start_kimg": 9.0}})
-    later, said, _ = compare({"lecam": {"lambda_": 0.1, "start_kimg": 0.012}})
-    assert said == [] and never.captures == 4 and later.captures == 5  # Dmain
+    backend, said, _ = compare({"lecam": {"lambda_": 0.1, "start_kimg": 0.008}}, 4)
+    assert said == [] and backend.captures == 5  # Dmain twice
 
 
+@SLOW
 def test_batches_of_two_sizes_are_two_graphs():
     backend, said, _ = compare({"apa": {}}, batch_gpu=3)
     assert said == [] and backend.captures == 8
 
 
+@SLOW
 def test_a_resumed_run_is_the_same():
     options = {"ewc": {"lambda_": 1.0}, "apa": {"target": -1.0, "kimg": 0.1}}
     plain = content(train(start(options), 6))
@@ -219,7 +231,7 @@ class Planted(Plugin):
         return 1.0
 
     def after_step(self, cur_nimg):
-        self.hidden.number += cur_nimg > 12
+        self.hidden.number += cur_nimg > 4
 
 
 class Hidden:
@@ -232,25 +244,26 @@ class Hidden:
 
 
 REASONS = {
-    "counts": "planted.number was another in 8 iterations",
+    "counts": "planted.number was another in 2 iterations",
     "decays": "step.cur_nimg is computed with",
     "looks": "a replay comes to another ",
     "draws": "Python itself does not come to ",
-    "remembers": "planted.last was another in 8 iterations",
+    "remembers": "planted.last was another in 2 iterations",
     "keeps attached": "a plugin remembers a tensor that gradients could flow through",
-    "rebinds": "planted._buffers was another in 8 iterations",
+    "rebinds": "planted._buffers was another in 2 iterations",
     "says so": "the plugin 'planted' says that none can hold it",
 }
 
 
 @pytest.mark.parametrize("way", REASONS)
-def test_what_python_goes_by_is_never_silently_stale(way):
+def test_what_python_goes_by_is_never_silently_stale(way, monkeypatch):
+    monkeypatch.setattr(graphs, "MOST_CAPTURES", 2)
     random.seed(0)
     state = start({}, plugins={"planted": Planted(way)})
-    plain = content(train(state, 13, batch_gpu=4))
+    plain = content(train(state, 5, batch_gpu=4))
     random.seed(0)
     state, said = start({}, plugins={"planted": Planted(way)}), []
-    found = content(train(state, 13, Graphs(state, EmulatedGraphs(), said.append), batch_gpu=4))
+    found = content(train(state, 5, Graphs(state, EmulatedGraphs(), said.append), batch_gpu=4))
     if way != "draws":  # which the comparison has advanced
         assert_same(plain, found)
     mine = [line for line in said if line.startswith("Gmain")]
@@ -258,9 +271,9 @@ def test_what_python_goes_by_is_never_silently_stale(way):
 
 
 def test_what_nobody_sees_is_found_out_by_the_comparison_that_recurs(monkeypatch):
-    monkeypatch.setattr(graphs, "CHECK_EVERY", 4)
+    monkeypatch.setattr(graphs, "CHECK_EVERY", 3)
     state, said = start({}, plugins={"planted": Planted("hides")}), []
-    train(state, 12, Graphs(state, EmulatedGraphs(), said.append), batch_gpu=4)
+    train(state, 6, Graphs(state, EmulatedGraphs(), said.append), batch_gpu=4)
     assert len(said) == 1 and "Gmain runs without a CUDA graph: a replay comes" in said[0]
 
 
@@ -308,7 +321,7 @@ def on_a_rank(place):
     distributed.shutdown()
 
 
-@pytest.mark.slow
+@SLOW
 def test_two_ranks_train_the_same(tmp_path):
     distributed.spawn(on_a_rank, (tmp_path,), 2)
     for rank in (0, 1):
