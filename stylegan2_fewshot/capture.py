@@ -39,17 +39,17 @@ class Rules(TorchDispatchMode):
     """
 
     def __init__(self, generators: Callable[[], Collection[torch.Generator]] = tuple) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._calls = _PythonCalls(generators)
 
     def __enter__(self) -> Rules:
-        self._calls.__enter__()
-        super().__enter__()
+        self._calls.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *details: Any) -> None:
-        super().__exit__(*details)
-        self._calls.__exit__(*details)
+        super().__exit__(*details)  # type: ignore[no-untyped-call]
+        self._calls.__exit__(*details)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self,

@@ -77,10 +77,10 @@ class Scene:
                 sums.zero_()
         for tensor, value in self._values:
             tensor.copy_(value)
-        for param, gradient, value in self._gradients:
+        for param, gradient, numbers in self._gradients:
             param.grad = gradient
-            if gradient is not None and value is not None:
-                gradient.copy_(value)
+            if gradient is not None and numbers is not None:
+                gradient.copy_(numbers)
         for rng, drawn in self._draws:
             rng.set_state(drawn)
         for name, plugin in self._state.plugins.items():
