@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,11 +17,14 @@ from stylegan2_fewshot.capture import Rules
 from stylegan2_fewshot.watched import Watched
 
 from .remembered import Remembered, Same, fingerprint
-from .scene import Scene, difference
+from .scene import Result, Scene, difference
 from .state import State
 
 CHECK_EVERY = 1000  # replays of a graph between two comparisons with Python
 MOST_CAPTURES = 8  # iterations in which a phase may be captured before that is given up
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]  # images and labels, latents and labels
+_Python = frozenset[tuple[str, Hashable]]  # what plugins remember
+_Key = tuple[float, tuple[torch.Size, ...], tuple[int, ...], _Python]
 
 
 class Backend(Protocol):
@@ -39,7 +42,7 @@ class _Graph:
     """A captured pass.
 
     Attributes:
-        inputs: What it reads: images, labels, latents and labels of generated images.
+        inputs: What it reads.
         replay: Repeats the device's work.
         watched: What Python asked of the number of images.
         reached: Parameters that have a gradient from it.
@@ -49,7 +52,7 @@ class _Graph:
         runs: How often it has been replayed.
     """
 
-    inputs: list[Tensor]
+    inputs: Inputs
     replay: Callable[[], None]
     watched: Watched
     reached: frozenset[nn.Parameter]
@@ -93,16 +96,23 @@ class Graphs:
     def __init__(self, state: State, backend: Backend, say: Callable[[str], None]) -> None:
         self._state, self._backend, self._say = state, backend, say
         self._device = state.loss.pl_mean.device
-        self._graphs: dict[str, dict[Hashable, list[_Graph]]] = {}  # by phase and circumstances
+        self._graphs: dict[str, dict[_Key, list[_Graph]]] = {}  # by phase and circumstances
         self._captured: dict[str, set[int]] = {}  # moments at which a phase was
         self._given_up: set[str] = set()
         self._gradients: dict[nn.Parameter, Tensor] = {}  # that graphs add to
 
     def accumulate_gradients(
-        self, phase: str, *inputs: Tensor, sync: bool = True, gain: float = 1
+        self,
+        phase: str,
+        real_img: Tensor,
+        real_c: Tensor,
+        gen_z: Tensor,
+        gen_c: Tensor,
+        sync: bool = True,
+        gain: float = 1,
     ) -> None:
         """As `StyleGAN2Loss.accumulate_gradients`."""
-        graph = None
+        inputs, graph = (real_img, real_c, gen_z, gen_c), None
         if phase not in self._given_up:
             self._seed_plugins()
             try:
@@ -110,11 +120,11 @@ class Graphs:
             except Exception as error:  # whatever stands in the way, Python can do it
                 self._give_up(phase, error)
         if graph is None:
-            self._state.loss.accumulate_gradients(phase, *inputs, sync=sync, gain=gain)
+            self._state.loss.accumulate_gradients(phase, *inputs, sync, gain)
         else:
             self._run(graph, phase, inputs)
 
-    def _graph(self, phase: str, inputs: Sequence[Tensor], gain: float) -> _Graph:
+    def _graph(self, phase: str, inputs: Inputs, gain: float) -> _Graph:
         """Return the graph that serves now; capture it where there is none."""
         for name, plugin in self._state.plugins.items():
             if not plugin.capturable:
@@ -132,12 +142,12 @@ class Graphs:
             self._compare(graph, phase, inputs, gain)
         return graph
 
-    def _run(self, graph: _Graph, phase: str, inputs: Sequence[Tensor]) -> None:
+    def _run(self, graph: _Graph, phase: str, inputs: Inputs) -> None:
         """Let a graph add its gradients, and let plugins remember what they would."""
         params = self._params(phase)
         without = [p for p in params if p.grad is None and p not in graph.reached]
         self._keep_gradients(params)
-        torch._foreach_copy_(graph.inputs, list(inputs))
+        torch._foreach_copy_(list(graph.inputs), list(inputs))
         graph.replay()
         for inside, outside in graph.outputs:
             outside.copy_(inside)
@@ -146,13 +156,14 @@ class Graphs:
             param.grad = None
         graph.runs += 1
 
-    def _capture(self, phase: str, inputs: Sequence[Tensor], gain: float) -> _Graph:
+    def _capture(self, phase: str, inputs: Inputs, gain: float) -> _Graph:
         """Return a graph of a pass; nothing has happened when it is there."""
         state, params = self._state, self._params(phase)
         scene = Scene(state, params, self._backend.generators())
         # Other values than those that it is compared on: what Python made of these would show.
-        kept = [-x.detach().flip(0) for x in inputs]
-        work = functools.partial(state.loss.accumulate_gradients, phase, *kept, gain=gain)
+        images, labels, z, c = (-x.detach().flip(0) for x in inputs)
+        kept = images, labels, z, c
+        work = functools.partial(state.loss.accumulate_gradients, phase, *kept, True, gain)
         try:
             for param in params:
                 param.grad = None
@@ -178,7 +189,7 @@ class Graphs:
             scene.restore()
         return _Graph(kept, replay, watched, reached, outputs, after, frozenset(changed))
 
-    def _compare(self, graph: _Graph, phase: str, inputs: Sequence[Tensor], gain: float) -> None:
+    def _compare(self, graph: _Graph, phase: str, inputs: Inputs, gain: float) -> None:
         """Raise unless a replay comes to what Python comes to; nothing has happened then.
 
         Python computes twice: kernels that add in any order differ from themselves as well.
@@ -186,14 +197,14 @@ class Graphs:
         state, params = self._state, self._params(phase)
         scene = Scene(state, params, self._backend.generators())
         try:
-            results = []
+            results: list[Result] = []
             for is_graph in (False, False, True):
                 for param in params:
                     param.grad = None
                 if is_graph:
                     self._run(graph, phase, inputs)
                 else:
-                    state.loss.accumulate_gradients(phase, *inputs, gain=gain)
+                    state.loss.accumulate_gradients(phase, *inputs, True, gain)
                 if not results:
                     scene.forget_unchanged()
                 results.append(scene.result())
@@ -253,7 +264,7 @@ class Graphs:
         nets = (self._state.G, self._state.D)
         return tuple(x.data_ptr() for net in nets for x in (*net.parameters(), *net.buffers()))
 
-    def _refuse_many(self, phase: str, python: frozenset[tuple[str, Hashable]]) -> None:
+    def _refuse_many(self, phase: str, python: _Python) -> None:
         """Raise where a phase would be captured over and over again."""
         moments = self._captured.setdefault(phase, set())
         moments.add(self._state.cur_nimg)
