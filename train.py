@@ -87,8 +87,8 @@ FOLDER_OR_FILE = UserPath(exists=True)
 @click.option(
     "--graphs",
     type=click.Choice(["auto", "off"]),
-    default="auto",
-    help="auto: replay the passes of G and D as CUDA graphs, where methods allow it.",
+    default="off",
+    help="auto: replay the passes of G and D as CUDA graphs where methods allow it; untried on a GPU.",
 )
 @click.option("--nobench", type=bool, default=False, help="Do without cuDNN's benchmarking.")
 @click.option("--allow-tf32", type=bool, default=False, help="Let float32 products use TF32.")

@@ -293,6 +293,7 @@ def test_methods_are_compared_seed_by_seed():
     # Differences -0.1, -0.2, -0.1, -0.2, -0.1: t = -5.7155 with 4 degrees of freedom.
     assert "5 paired seeds" in text and "KID \N{MINUS SIGN}0.140 ± 0.055, p = 0.00464" in text
     assert "after Holm 0.00927" in text
+    assert "| EWC | 5 | \N{MINUS SIGN}0.140 ± 0.055 | 0.040 ± 0.032 | FID 87.4" in text
 
 
 def test_fewer_seeds_than_planned_are_not_tested():

@@ -65,7 +65,7 @@ class _Graph:
 def of(
     options: Mapping[str, Any], state: State, device: torch.device, say: Callable[[str], None]
 ) -> Graphs | None:
-    """Return the graphs of a run, or None where there are none: on the CPU, and with --graphs=off.
+    """Return the graphs of a run, or None: on the CPU, and without --graphs=auto.
 
     Args:
         options: Options of the run.
@@ -73,7 +73,7 @@ def of(
         device: The device of this rank.
         say: Prints a line.
     """
-    if device.type != "cuda" or options.get("graphs") == "off":
+    if device.type != "cuda" or options.get("graphs") != "auto":
         return None
     return Graphs(state, distributed.CUDAGraphs(device), say)
 
