@@ -88,7 +88,7 @@ FOLDER_OR_FILE = UserPath(exists=True)
     "--graphs",
     type=click.Choice(["auto", "off"]),
     default="off",
-    help="auto: replay the passes of G and D as CUDA graphs where methods allow it; untried on a GPU.",
+    help="auto: replay the passes of G and D as CUDA graphs, where methods allow it; untried.",
 )
 @click.option("--nobench", type=bool, default=False, help="Do without cuDNN's benchmarking.")
 @click.option("--allow-tf32", type=bool, default=False, help="Let float32 products use TF32.")
