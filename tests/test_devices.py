@@ -20,9 +20,8 @@ SIZE = dict(c_dim=5, img_resolution=16, img_channels=3)
 
 @pytest.fixture(autouse=True)
 def _own_statistics():
-    stats.restore([])
-    yield
-    stats.restore([])
+    with stats.apart():
+        yield
 
 
 def networks(fp16):
