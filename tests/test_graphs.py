@@ -14,12 +14,19 @@ from emulated_graphs import EmulatedGraphs
 from stylegan2_fewshot import Plugin, Plugins, distributed, stats
 from stylegan2_fewshot.capture import META, Rules
 from stylegan2_fewshot.laws import ToyImages
+from stylegan2_fewshot.ops.dispatch import SELECTED
 from training import graphs
 from training.graphs import Graphs
 from training.networks import Discriminator, Generator
 from training.phases import Phases
 
 SLOW = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def operations_of_pytorch(monkeypatch):
+    """Have no kernel chosen, as another test may have: emulated graphs see PyTorch's operations."""
+    monkeypatch.setattr(SELECTED, "kernels", {})
 
 
 class Labelled(ToyImages):

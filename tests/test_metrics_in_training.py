@@ -24,6 +24,8 @@ def measured(monkeypatch):
 
     monkeypatch.setattr(snapshots.metrics, "usable", lambda names, *_, **__: (names, []))
     monkeypatch.setattr(snapshots.metrics, "compute", compute)
+    seconds = snapshots.metrics.Seconds(1.0, 0.0)
+    monkeypatch.setattr(snapshots.metrics, "seconds", lambda *_, **__: seconds)
     return networks
 
 

@@ -137,6 +137,8 @@ def test_metrics_are_stopped_at_once_and_made_up_for(tiny_options, tmp_path, mon
 
     monkeypatch.setattr(snapshots.metrics, "usable", lambda names, *_, **__: (names, []))
     monkeypatch.setattr(snapshots.metrics, "compute", compute)
+    seconds = snapshots.metrics.Seconds(1.0, 0.0)
+    monkeypatch.setattr(snapshots.metrics, "seconds", lambda *_, **__: seconds)
     options = {**tiny_options, "metrics": ["one", "two"], "total_kimg": 0.016}
     with pytest.raises(Interrupted, match="while measuring"):
         training_loop.train(options, tmp_path, CPU)
