@@ -57,9 +57,9 @@ class Clock:
         if saved:
             self._snapshot_sec = self._maintenance
 
-    def expect(self, snapshot_sec: float) -> None:
-        """Note what a snapshot takes, before there is one."""
-        self._snapshot_sec = snapshot_sec
+    def expect(self, sec: float) -> None:
+        """Add to what a snapshot takes, before one has been timed."""
+        self._snapshot_sec += sec
 
     def report(self, peak_gb: float) -> None:
         """Add times and memory to the statistics."""

@@ -125,7 +125,6 @@ class _Run:
         self.phases = Phases(options, state, device, graphs.of(options, state, device, log.say))
         self.clock = Clock(options, state.cur_nimg)
         self.after_snapshot: Callable[[], None] | None = None
-        self._pictures_sec = 0.0
 
     def rehearse(self) -> None:
         """Train while plugins look on, take all of it back, and let them decide."""
@@ -149,7 +148,7 @@ class _Run:
         start = self.state.cur_nimg
         began = time.monotonic()
         self.snapshots.begin()
-        self._pictures_sec = time.monotonic() - began
+        self.clock.expect(time.monotonic() - began)  # a snapshot is little more than its pictures
         ended = self._catch_up()
         self.clock.resume(start)
         hidden = None if distributed.rank() == 0 else True  # None: hidden unless on a terminal
@@ -176,7 +175,6 @@ class _Run:
         """Print a status line after the first iteration, long before the first tick."""
         cur_nimg, clock = self.state.cur_nimg, self.clock
         clock.pause(cur_nimg)
-        clock.expect(self._pictures_sec)
         sec_per_kimg = self.phases.sec_per_kimg()
         left = clock.left(cur_nimg, sec_per_kimg=sec_per_kimg)
         peak = distributed.memory_gb(self.device)
@@ -184,7 +182,7 @@ class _Run:
         self.log.say(line + ("  (and metrics, timed next)" if self.snapshots.metrics else ""))
         if self.snapshots.metrics:
             each, once = self.snapshots.measuring_sec(quick=True)
-            clock.expect(self._pictures_sec + each)
+            clock.expect(each)
             left = clock.left(cur_nimg, sec_per_kimg=sec_per_kimg) + once
             self.log.say(run_log.about_metrics(each, once, left))
         clock.resume(cur_nimg)
