@@ -9,17 +9,16 @@ from typing import Any
 
 import click
 
-import tools.command  # first: what it sets is read when PyTorch is loaded
 from stylegan2_fewshot import trust
 from stylegan2_fewshot.ops.selection import MODES
 from stylegan2_fewshot.options import Finite, PluginCommand
+from tools.command import UserPath
 from training import presets, resolve
 
 COUNT = click.IntRange(min=1)
 NOT_NEGATIVE = Finite(min=0)
 POSITIVE = Finite(min=0, min_open=True)
 SEED = click.IntRange(min=0, max=2**31 - 1)
-UserPath = tools.command.UserPath
 FOLDER_OR_FILE = UserPath(exists=True)
 
 
