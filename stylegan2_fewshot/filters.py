@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from .plugin import Run, Step
-
-MAIN = {"Gmain": "G", "Dfake": "D", "Dreal": "D"}
-REGULARISING = {"Gpl": "G", "Dr1": "D"}
+from .stages import Staged
 
 
 def is_convolution(name: str, param: Tensor) -> bool:
@@ -66,45 +64,83 @@ def rows(mask: Tensor, weight: Tensor) -> Tensor:
     return mask.view(-1, *[1] * (weight.ndim - 1))
 
 
-class Held:
-    """Filters that are not to move, under any optimizer.
-
-    Their gradients become 0 before a step; what momentum moves all the same is taken back.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[torch.nn.Parameter, tuple[Tensor, Tensor]] = {}
-
-    def hold(self, param: torch.nn.Parameter, mask: Tensor) -> None:
-        """Keep the filters of `mask` `[O]` as they are now, until `release`."""
-        assert param.grad is not None
-        param.grad.masked_fill_(rows(mask, param), 0)
-        self._kept[param] = (mask.clone(), param.detach().clone())
-
-    def release(self) -> None:
-        """Take back what an optimizer has changed of them."""
-        for param, (mask, value) in self._kept.items():
-            param.copy_(torch.where(rows(mask, param), value, param))
-        self._kept.clear()
-
-
-class Regularised:
-    """Whether the gradients of a network are those of its main loss or of its regulariser."""
-
-    def __init__(self) -> None:
-        self._now = dict.fromkeys("GD", False)
-
-    def observe(self, step: Step) -> None:
-        if net := MAIN.get(step.phase):
-            self._now[net] = False
-        elif net := REGULARISING.get(step.phase):
-            self._now[net] = True
-
-    def __getitem__(self, net: str) -> bool:
-        return self._now[net]
-
-
 def drop_gradients(params: Mapping[str, torch.nn.Parameter], keep: Iterable[str] = ()) -> None:
     """Remove all gradients but those named: an optimizer leaves such a parameter where it is."""
     for name in params.keys() - set(keep):
         params[name].grad = None
+
+
+class FilterMethod(Staged):
+    """A plugin that treats each filter of the convolutions of G and D by its importance.
+
+    Importance is the mean square of a filter's gradient of the main losses; buffers add it up over
+    the iterations for which `enter` sets `measured`. After one for which it sets `decides`,
+    `decide` is called.
+    """
+
+    rewrites = True
+    measured = False
+    decides = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The convolutions; plain dicts, for they belong to the networks.
+        self.convolutions: dict[str, dict[str, torch.nn.Parameter]] = {"G": {}, "D": {}}
+        self._is_main = dict.fromkeys("GD", True)  # whether gradients are those of the main loss
+        self._held: dict[torch.nn.Parameter, tuple[Tensor, Tensor]] = {}
+
+    def setup(self, run: Run) -> None:
+        super().setup(run)
+        for net, name, param in parameters(run, "GD"):
+            self.convolutions[net][name] = param
+            for kind, start in self.starts(param).items():
+                self.register_buffer(buffer_name(net, name, kind), start)
+
+    def starts(self, param: Tensor) -> dict[str, Tensor]:
+        """Return the first values of the buffers of a convolution, by kind, `fisher` among them."""
+        return {"fisher": param.new_zeros(len(param))}
+
+    def kept(self, net: str, kind: str) -> dict[str, Tensor]:
+        """Return the buffers of one kind, by convolution."""
+        return {n: self.get_buffer(buffer_name(net, n, kind)) for n in self.convolutions[net]}
+
+    def reached(
+        self, net: str, params: Mapping[str, torch.nn.Parameter]
+    ) -> Iterator[tuple[str, torch.nn.Parameter, Tensor]]:
+        """Yield name, weight and gradient of the convolutions that have one."""
+        for name in self.convolutions[net]:
+            if name in params and (grad := params[name].grad) is not None:
+                yield name, params[name], grad
+
+    def observe(self, step: Step) -> None:
+        self._is_main[step.phase[0]] = step.phase not in ("Gpl", "Dr1")
+
+    def before_step(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
+        if self.measured and self._is_main[net]:
+            sums = self.kept(net, "fisher")
+            for name, _, grad in self.reached(net, params):
+                sums[name].add_(importance(grad))
+
+    def hold(self, param: torch.nn.Parameter, mask: Tensor) -> None:
+        """Keep the filters of `mask` `[O]` as they are now, under any optimizer.
+
+        Their gradients become 0; what momentum moves all the same is taken back.
+        """
+        assert param.grad is not None
+        param.grad.masked_fill_(rows(mask, param), 0)
+        self._held[param] = (mask.clone(), param.detach().clone())
+
+    def after_optimizer(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
+        for param, (mask, value) in self._held.items():
+            param.copy_(torch.where(rows(mask, param), value, param))
+        self._held.clear()
+
+    def after_step(self, cur_nimg: int) -> None:
+        if self.decides:
+            for net in "GD":
+                self.decide(net)
+        super().after_step(cur_nimg)
+
+    def decide(self, net: str) -> None:
+        """Choose among the filters of a network by their importance."""
+        raise NotImplementedError

@@ -299,7 +299,11 @@ def test_there_are_no_graphs_on_the_cpu_nor_where_they_are_off():
     assert graphs.of({"graphs": "off"}, state, torch.device("cuda", 0), pytest.fail) is None
 
 
-@pytest.mark.parametrize("options", [{}, {"ewc": {"lambda_": 1.0}}, {"fsgan": {}}], ids="-".join)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"ewc": {"lambda_": 1.0}}, {"fsgan": {}}, {"adam": {}}, {"rick": {}}],
+    ids="-".join,
+)
 def test_what_stays_outside_of_graphs_does_not_wait_for_the_device(options):
     state = start(options)
     for module in (state.G, state.D, state.G_ema, state.plugins):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import filters, stats
 from ..factors import Factors
-from ..plugin import Plugin, Run, Step, register, seed_of
+from ..plugin import Run, register, seed_of
 
 SPREAD = 1e-7  # standard deviation of the factors at first
 
@@ -33,7 +33,7 @@ def important(fisher: Mapping[str, Tensor], percent: float) -> dict[str, Tensor]
 
 
 @register("adam")
-class AdAM(Plugin):
+class AdAM(filters.FilterMethod):
     """Modulate the source's filters that matter for the target, fine-tune the others (AdAM).
 
     Zhao, Chandrasegaran, Abdollahzadeh and Cheung, NeurIPS 2022 (arXiv 2210.16559). A probe trains
@@ -53,8 +53,7 @@ class AdAM(Plugin):
     """
 
     neutral: ClassVar = {"percentile": 100.0}
-    rewrites = True
-    done: Tensor
+    _probing = False
 
     def __init__(self, *, percentile: float = 50.0, probe: int = 500, batches: int = 250) -> None:
         super().__init__()
@@ -63,80 +62,58 @@ class AdAM(Plugin):
         if not 1 <= batches <= probe:
             raise ValueError(f"--adam-batches={batches} must be from 1 to --adam-probe={probe}")
         self.percentile, self.probe, self.batches = percentile, probe, batches
-        self.register_buffer("done", torch.zeros([], dtype=torch.int64))  # iterations
-        # The convolutions; plain dicts, for they belong to the networks.
-        self._convolutions: dict[str, dict[str, torch.nn.Parameter]] = {"G": {}, "D": {}}
-        self._held, self._regularised = filters.Held(), filters.Regularised()
 
     def setup(self, run: Run) -> None:
         if self.percentile == 100:
             return
         run.needs_source(f"--adam-percentile={self.percentile:g}", "filters to keep")
+        super().setup(run)
         starts: dict[str, Tensor] = {}
-        for net, name, param in filters.parameters(run, "GD"):
-            self._convolutions[net][name] = param
-            starts |= self._starts(f"{net}.{name}", param)
-            for kind, start in (
-                ("source", param.detach().clone()),
-                ("fisher", param.new_zeros(len(param))),
-                ("modulated", torch.ones(len(param), dtype=torch.bool)),  # until it is known
-            ):
-                self.register_buffer(filters.buffer_name(net, name, kind), start)
+        for net, convolutions in self.convolutions.items():
+            for name, param in convolutions.items():
+                starts |= self._factors(f"{net}.{name}", param)
         self.factors = Factors(starts, run.optimizers)
 
-    def observe(self, step: Step) -> None:
-        self._regularised.observe(step)
+    def starts(self, param: Tensor) -> dict[str, Tensor]:
+        every = param.new_ones(len(param), dtype=torch.bool)  # until it is known which ones matter
+        return {"source": param.detach().clone(), **super().starts(param), "modulated": every}
+
+    def enter(self, done: int) -> None:
+        self._probing = done < self.probe
+        self.measured = self.probe - self.batches <= done < self.probe
+        self.decides = done == self.probe - 1
 
     def before_step(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
-        if not self._convolutions[net]:
-            return
-        probing = bool(self.done < self.probe)
-        measured = self.probe - self.batches <= self.done < self.probe
-        for name in self._convolutions[net]:
-            if name not in params or (grad := params[name].grad) is None:
-                continue
-            if measured and not self._regularised[net]:
-                self.get_buffer(filters.buffer_name(net, name, "fisher")).add_(
-                    filters.importance(grad)
-                )
-            self._modulate(net, name, params[name], grad)
-        if probing:
+        super().before_step(net, params)
+        sources, masks = self.kept(net, "source"), self.kept(net, "modulated")
+        for name, param, grad in self.reached(net, params):
+            self._modulate(f"{net}.{name}", param, grad, sources[name], masks[name])
+        if self._probing and self.convolutions[net]:
             filters.drop_gradients(params)
 
-    def after_optimizer(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
-        self._held.release()
-
-    def after_step(self, cur_nimg: int) -> None:
-        self.done += 1
-        if self.done == self.probe:
-            for net in "GD":
-                self._decide(net)
-
-    def _modulate(self, net: str, name: str, param: torch.nn.Parameter, grad: Tensor) -> None:
-        """Take a step of the factors, and set and hold the filters that they modulate."""
-        source, mask = (
-            self.get_buffer(filters.buffer_name(net, name, k)) for k in ("source", "modulated")
-        )
-        key, whole = f"{net}.{name}", filters.rows(mask, param)
-        u, v = self.factors[f"{key}.u"], self.factors[f"{key}.v"]
-        of_u, of_v = slopes(grad.masked_fill(~whole, 0), source, u, v)
-        u, v = self.factors.step(f"{key}.u", of_u), self.factors.step(f"{key}.v", of_v)
-        param.copy_(torch.where(whole, modulated(source, u, v), param))
-        self._held.hold(param, mask)
-
-    def _decide(self, net: str) -> None:
+    def decide(self, net: str) -> None:
         """End the probe: choose the filters, and let weights and factors start again."""
-        names = self._convolutions[net]
-        fisher = {name: self.get_buffer(filters.buffer_name(net, name, "fisher")) for name in names}
-        chosen = important(fisher, self.percentile) if fisher else {}
-        for name, mask in chosen.items():
-            self.get_buffer(filters.buffer_name(net, name, "modulated")).copy_(mask)
-            names[name].copy_(self.get_buffer(filters.buffer_name(net, name, "source")))
-            for key, value in self._starts(f"{net}.{name}", names[name]).items():
+        if not (convolutions := self.convolutions[net]):
+            return
+        sources, masks = self.kept(net, "source"), self.kept(net, "modulated")
+        for name, mask in important(self.kept(net, "fisher"), self.percentile).items():
+            masks[name].copy_(mask)
+            convolutions[name].copy_(sources[name])
+            for key, value in self._factors(f"{net}.{name}", sources[name]).items():
                 self.factors.set(key, value)
             stats.report(f"AdAM/modulated/{net}", mask.float())
 
-    def _starts(self, key: str, param: Tensor) -> dict[str, Tensor]:
+    def _modulate(
+        self, key: str, param: torch.nn.Parameter, grad: Tensor, source: Tensor, mask: Tensor
+    ) -> None:
+        """Take a step of the factors, and set and hold the filters that they modulate."""
+        u, v, whole = self.factors[f"{key}.u"], self.factors[f"{key}.v"], filters.rows(mask, param)
+        of_u, of_v = slopes(grad.masked_fill(~whole, 0), source, u, v)
+        u, v = self.factors.step(f"{key}.u", of_u), self.factors.step(f"{key}.v", of_v)
+        param.copy_(torch.where(whole, modulated(source, u, v), param))
+        self.hold(param, mask)
+
+    def _factors(self, key: str, param: Tensor) -> dict[str, Tensor]:
         """Return the factors that a weight starts with, the same on all ranks."""
         rng = torch.Generator().manual_seed(seed_of(self._seed, self.name, key))
         sizes = {f"{key}.u": param.shape[0], f"{key}.v": param.shape[1]}

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from ..factors import Factors
 from ..filters import drop_gradients
 from ..ops.reference import ACTIVATIONS
-from ..plugin import Plugin, Run, register
+from ..plugin import Run, register
+from ..stages import Staged
 
 LRELU = ACTIVATIONS["lrelu"]
 
@@ -57,7 +57,7 @@ def names_in_source(G: Any, *, layers: int) -> dict[str, str | None]:
 
 
 @register("minegan")
-class MineGAN(Plugin):
+class MineGAN(Staged):
     """Learn where in the source's latent space the target lies, then adapt both (MineGAN).
 
     Wang et al., CVPR 2020: a small network, the miner, turns z into latents of the source's
@@ -79,7 +79,7 @@ class MineGAN(Plugin):
     neutral: ClassVar = {"layers": 0}
     rebuilds = True
     rewrites = True
-    done: Tensor
+    _is_alone = False  # the miner
 
     def __init__(self, *, layers: int = 2, alone: int = 500) -> None:
         super().__init__()
@@ -88,13 +88,13 @@ class MineGAN(Plugin):
         if alone < 0:
             raise ValueError(f"--minegan-alone must not be negative, got {alone}")
         self.layers, self.alone = layers, alone
-        self.register_buffer("done", torch.zeros([], dtype=torch.int64))  # iterations
         self._miner: list[str] = []  # names of its parameters
         self._scale = 1.0  # of the mapping's layers
 
     def setup(self, run: Run) -> None:
         if not self.layers:
             return
+        super().setup(run)
         option = f"--minegan-layers={self.layers}"
         run.needs_source(option, "latents to mine")
         G: Any = run.G
@@ -119,6 +119,9 @@ class MineGAN(Plugin):
         params = {f"G.{name}": G.get_parameter(name) * self._scale for name in self._miner}
         self.factors = Factors(params, run.optimizers)
 
+    def enter(self, done: int) -> None:
+        self._is_alone = done < self.alone
+
     def before_step(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
         if net != "G" or not self._miner:
             return
@@ -126,8 +129,5 @@ class MineGAN(Plugin):
             if name in params and (grad := params[name].grad) is not None:
                 params[name].copy_(self.factors.step(f"G.{name}", grad / self._scale) / self._scale)
                 params[name].grad = None  # the network's optimizer leaves it where it is
-        if self.done < self.alone:
+        if self._is_alone:
             drop_gradients(params)
-
-    def after_step(self, cur_nimg: int) -> None:
-        self.done += 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import filters, stats
-from ..plugin import Plugin, Run, Step, register
+from ..plugin import Run, register
 
 LAST = "b4."  # D's last layers
 
@@ -40,7 +40,7 @@ def masks(
 
 
 @register("rick")
-class RICK(Plugin):
+class RICK(filters.FilterMethod):
     """Keep the source's filters that matter, remove those that do harm, adapt the others (RICK).
 
     Zhao, Du, Abdollahzadeh et al., CVPR 2023 (arXiv 2305.07427). At first only D's last layers are
@@ -64,8 +64,7 @@ class RICK(Plugin):
     """
 
     neutral: ClassVar = {"freeze": 100.0, "prune": 0.0, "warmup": 0}
-    rewrites = True
-    done: Tensor
+    _warming_up = False
 
     def __init__(
         self,
@@ -90,80 +89,45 @@ class RICK(Plugin):
             )
         self.freeze, self.prune, self.warmup = freeze, prune, warmup
         self.every, self.batches = every, batches
-        self.register_buffer("done", torch.zeros([], dtype=torch.int64))  # iterations
-        # The convolutions; plain dicts, for they belong to the networks.
-        self._convolutions: dict[str, dict[str, torch.nn.Parameter]] = {"G": {}, "D": {}}
-        self._held, self._regularised = filters.Held(), filters.Regularised()
 
     def setup(self, run: Run) -> None:
         if self.freeze == 100 and not self.prune and not self.warmup:
             return
         run.needs_source(f"--rick-freeze={self.freeze:g}", "filters to keep")
-        for net, name, param in filters.parameters(run, "GD"):
-            self._convolutions[net][name] = param
-            for kind, dtype in (
-                ("frozen", torch.bool),
-                ("pruned", torch.bool),
-                ("fisher", torch.float32),
-            ):
-                start = torch.zeros(len(param), dtype=dtype)
-                self.register_buffer(filters.buffer_name(net, name, kind), start)
+        super().setup(run)
 
-    def observe(self, step: Step) -> None:
-        self._regularised.observe(step)
+    def starts(self, param: Tensor) -> dict[str, Tensor]:
+        none = param.new_zeros(len(param), dtype=torch.bool)
+        return {"frozen": none, "pruned": none.clone(), **super().starts(param)}
+
+    def enter(self, done: int) -> None:
+        left = self.warmup - done - 1  # iterations after the next one until a decision
+        if left < 0:
+            left %= self.every
+        self._warming_up = done < self.warmup
+        self.measured = left < self.batches
+        self.decides = left == 0
 
     def before_step(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
-        mine = [n for n in self._convolutions[net] if n in params and params[n].grad is not None]
-        if not self._regularised[net] and self._is_measured():
-            for name in mine:
-                grad = params[name].grad
-                assert grad is not None
-                self.get_buffer(filters.buffer_name(net, name, "fisher")).add_(
-                    filters.importance(grad)
-                )
-        if self.done < self.warmup:
+        super().before_step(net, params)
+        if self._warming_up:
             filters.drop_gradients(params, [n for n in params if net == "D" and n.startswith(LAST)])
             return
-        for name in mine:
-            frozen, pruned = (
-                self.get_buffer(filters.buffer_name(net, name, k)) for k in ("frozen", "pruned")
-            )
-            self._held.hold(params[name], frozen | pruned)
+        frozen, pruned = self.kept(net, "frozen"), self.kept(net, "pruned")
+        for name, param, _ in self.reached(net, params):
+            self.hold(param, frozen[name] | pruned[name])
 
-    def after_optimizer(self, net: str, params: Mapping[str, torch.nn.Parameter]) -> None:
-        self._held.release()
-
-    def after_step(self, cur_nimg: int) -> None:
-        self.done += 1
-        since = int(self.done) - self.warmup
-        if since >= 0 and since % self.every == 0:
-            for net in "GD":
-                self._decide(net)
-
-    def _is_measured(self) -> bool:
-        """Return whether this iteration is one of the last before a decision."""
-        left = (self.warmup - int(self.done) - 1) % self.every
-        soon = self.warmup - int(self.done) <= self.batches
-        return left < self.batches and soon
-
-    def _decide(self, net: str) -> None:
-        fisher, pruned = (
-            {
-                name: self.get_buffer(filters.buffer_name(net, name, kind))
-                for name in self._convolutions[net]
-            }
-            for kind in ("fisher", "pruned")
-        )
-        fisher = {name: values for name, values in fisher.items() if values.any()}  # if trained
+    def decide(self, net: str) -> None:
+        fisher = {n: x for n, x in self.kept(net, "fisher").items() if x.any()}  # if trained
         if not fisher:
             return
-        frozen, removed = masks(fisher, pruned, freeze=self.freeze, prune=self.prune)
-        for name, param in self._convolutions[net].items():
-            if name not in fisher:
-                continue
-            self.get_buffer(filters.buffer_name(net, name, "frozen")).copy_(frozen[name])
-            pruned[name].copy_(removed[name])
-            param.masked_fill_(filters.rows(removed[name], param), 0)
-            fisher[name].zero_()
+        frozen, pruned = self.kept(net, "frozen"), self.kept(net, "pruned")
+        chosen = masks(fisher, pruned, freeze=self.freeze, prune=self.prune)
+        for name, values in fisher.items():
+            param = self.convolutions[net][name]
+            frozen[name].copy_(chosen[0][name])
+            pruned[name].copy_(chosen[1][name])
+            param.masked_fill_(filters.rows(pruned[name], param), 0)
+            values.zero_()
             stats.report(f"RICK/frozen/{net}", frozen[name].float())
-            stats.report(f"RICK/pruned/{net}", removed[name].float())
+            stats.report(f"RICK/pruned/{net}", pruned[name].float())
