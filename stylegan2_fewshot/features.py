@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .networks import synthesis_of
+from .plugin import Step
 
 
 def layers_of(G: Any) -> list[str]:
@@ -43,3 +44,21 @@ def features_of(G: Any, z: Tensor, c: Tensor | None, layers: Sequence[str]) -> l
         for handle in handles:
             handle.remove()
     return [found[name] for name in layers]
+
+
+def compared(
+    G: Any, source: Any, z: Tensor, c: Tensor | None, layers: Sequence[str]
+) -> list[tuple[Tensor, Tensor]]:
+    """Return `features_of` G and of its source, in pairs; gradients flow through G alone."""
+    adapted = features_of(G, z, c, layers)
+    with torch.no_grad():
+        return list(zip(adapted, features_of(source, z, c, layers), strict=True))
+
+
+def latents(step: Step, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """Return `count` latents `[count, z_dim]` of a method's own, with labels of the pass."""
+    assert step.z is not None
+    device = step.z.device
+    z = torch.randn(count, step.z.shape[1], generator=rng, device=device)
+    c = None if step.c is None else step.c[torch.arange(count, device=device) % len(step.c)]
+    return z, c

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import stats
-from ..features import features_of, layers_of
+from ..features import compared, latents, layers_of
 from ..plugin import Plugin, Run, Step, register
 
 
@@ -86,18 +86,10 @@ class CDC(Plugin):
             return None
         G, source = self._nets
         assert step.z is not None
-        z, layer = self._draw(step, step.z)
-        c = None if step.c is None else step.c[torch.arange(len(z), device=z.device) % len(step.c)]
-        (adapted,) = features_of(G, z, c, [layer])
-        with torch.no_grad():
-            (wanted,) = features_of(source, z, c, [layer])
+        rng = self.rng(step, step.z.device)
+        z, c = latents(step, self.batch, rng)
+        number = torch.randint(len(self._layers), [], generator=rng, device=z.device)
+        ((adapted, wanted),) = compared(G, source, z, c, [self._layers[int(number)]])
         term = consistency(adapted, wanted)
         stats.report("CDC/consistency", term)
         return self.lambda_ * term
-
-    def _draw(self, step: Step, like: Tensor) -> tuple[Tensor, str]:
-        """Return latents `[batch, z_dim]` and the name of a layer."""
-        rng = self.rng(step, like.device)
-        z = torch.randn(self.batch, like.shape[1], generator=rng, device=like.device)
-        number = torch.randint(len(self._layers), [], generator=rng, device=like.device)
-        return z, self._layers[int(number)]

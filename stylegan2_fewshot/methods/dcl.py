@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import stats
-from ..features import features_of, layers_of
+from ..features import compared, latents, layers_of
 from ..networks import synthesis_of
 from ..plugin import Plugin, Run, Step, register
 
@@ -79,21 +79,15 @@ class DCL(Plugin):
         if not self._nets or not self.weights.get(step.phase):
             return None
         assert step.z is not None
-        rng = self.rng(step, step.z.device)
-        z = torch.randn(self.batch, step.z.shape[1], generator=rng, device=step.z.device)
-        c = None if step.c is None else step.c[torch.arange(len(z), device=z.device) % len(step.c)]
+        z, c = latents(step, self.batch, self.rng(step, step.z.device))
         term = self._in_g(z, c) if step.phase == "Gmain" else self._in_d(z, c)
         stats.report(f"DCL/{step.phase[0]}", term)
         return self.weights[step.phase] * term
 
     def _in_g(self, z: Tensor, c: Tensor | None) -> Tensor:
         G, _, source = self._nets
-        layers = layers_of(G)
-        adapted = features_of(G, z, c, layers)
-        with torch.no_grad():
-            original = features_of(source, z, c, layers)
-        pairs = zip(adapted, original, strict=True)
-        return torch.stack([contrast(x, y, self.temperature) for x, y in pairs]).mean()
+        pairs = compared(G, source, z, c, layers_of(G))
+        return torch.stack([contrast(*pair, self.temperature) for pair in pairs]).mean()
 
     def _in_d(self, z: Tensor, c: Tensor | None) -> Tensor:
         G, D, source = self._nets
