@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +61,8 @@ def main(
     """
     import torch
 
+    from training.environment import processor
+
     names = split(what)
     if json_path:  # what cannot be written shows before it is measured
         json_path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,8 @@ def main(
     if against:
         sides["original"] = [f"--root={against}"]
     arguments = [f"--device={device}", *as_arguments(options)]
-    chip = torch.cuda.get_device_name() if device == "cuda" else processor()
+    cpu = f"{processor()}, {os.cpu_count()} cores"
+    chip = torch.cuda.get_device_name() if device == "cuda" else cpu
     today = datetime.date.today().isoformat()
     machine = {"date": today, "device": f"{device}, {chip}", "torch": torch.__version__}
     click.echo("\n".join(f"{name}: {value}" for name, value in machine.items()))
@@ -145,15 +147,6 @@ def shares(values: Values) -> list[str]:
         share = values[name + suffix] / values[f"{name}: forward"]
         lines.append(f"{name + ': share of copy bandwidth':44}{share:12.0%}")
     return lines
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{next(names, platform.processor())}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from typing import Any
 
 import click
 
-from benchmarks.__main__ import processor
+from training.environment import processor
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = "fine-tuning"
@@ -77,7 +78,7 @@ def main(
             words += ([] if "--aug" in known[name] else ["--aug=noaug"]) + known[name].split()
             found = run([f"{iterations}", *words])
             best[name] = {key: min(x, best.get(name, found)[key]) for key, x in found.items()}
-    click.echo(f"{datetime.date.today()}, {processor()}\n\n{table(best)}")
+    click.echo(f"{datetime.date.today()}, {processor()}, {os.cpu_count()} cores\n\n{table(best)}")
 
 
 def split(text: str) -> tuple[str, str]:

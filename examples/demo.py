@@ -15,10 +15,11 @@ from pathlib import Path
 import click
 import torch
 from few_shot import SOURCE, enlarged
-from measures import as_float, real_images, samples
+from measures import real_images, samples
 from trials import ROOT, Trial, snapshots, train
 
 from stylegan2_fewshot.ops import select
+from stylegan2_fewshot.pixels import to_float
 from training import grids
 
 TEN = Path("examples/lorelei-ten.zip")
@@ -45,7 +46,7 @@ def main(kimg: float, out: Path) -> None:
     runs = train(trials, out)
     networks = {"source": ROOT / SOURCE}
     networks.update({trial.method: snapshots(runs[trial])[-1] for trial in trials})
-    rows = [("ten images", as_float(real_images(TEN)))]
+    rows = [("ten images", to_float(real_images(TEN)))]
     rows += [(label, samples(network, SEEDS, PSI)) for label, network in networks.items()]
     picture = ROOT / out / "demo.png"
     grids.save_png(picture, grids.labelled_rows(enlarged(rows, 96)))

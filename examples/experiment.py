@@ -7,7 +7,6 @@ docs/NAME.md are made from that file alone, so `python examples/check.py` can ma
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from metrics import results
 from stylegan2_fewshot.files import write_text
 from stylegan2_fewshot.ops import select
 from tools.command import Command
+from training import environment
 
 DOCS = ROOT / "docs"
 Row = dict[str, Any]
@@ -79,11 +79,7 @@ def processor() -> str:
     """Return the name of the processor or GPU that trains."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    best = torch.backends.cpu.get_cpu_capability()
-    return f"{names[0] if names else platform.processor()}, {best}"
+    return f"{environment.processor()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def row(trial: Trial, run_dir: Path, out: Path) -> Row:

@@ -34,12 +34,13 @@ from experiment import (
     remembered,
     rounded,
 )
-from measures import as_float, real_images, samples
+from measures import real_images, samples
 from tables import MINUS, cells, markdown, spread
 from trials import ROOT, Trial, run, snapshots
 
 import metrics
 from stylegan2_fewshot.files import sha256_of
+from stylegan2_fewshot.pixels import to_float
 from training import grids
 from training.dataset import ImageDataset
 
@@ -328,7 +329,7 @@ class FewShot(Experiment):
         """Draw samples of the same seeds from the source and every method's first run."""
         settings = record["settings"]
         shown = {"source": ROOT / settings["source"], **networks(runs)}
-        rows = [("the ten", as_float(real_images(archives(settings)[0])))]
+        rows = [("the ten", to_float(real_images(archives(settings)[0])))]
         rows += [(label, samples(network, SHOWN)) for label, network in shown.items()]
         picture = grids.labelled_rows(enlarged(rows))
         grids.save_png(docs / f"few-shot-{group(settings)}.png", picture)

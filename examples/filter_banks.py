@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from experiment import Experiment, Record, Runs, Settings, by_method, command, networks, remembered
 from make_data import write_zip
-from measures import as_float, real_images, samples
+from measures import real_images, samples
 from PIL import Image
 from tables import cells, markdown, save_curves
 from torch import Tensor, nn
 from trials import ROOT, Trial, snapshots
 
 from stylegan2_fewshot.files import replacing
+from stylegan2_fewshot.pixels import to_float
 from tools import npm
 from training import grids
 
@@ -75,7 +76,7 @@ def read_idx(path: Path) -> Tensor:
 
 def padded(images: Tensor) -> Tensor:
     """Turn uint8 digits `[N, 28, 28]` into images `[N, 1, 32, 32]` in [-1, 1], with a black rim."""
-    return nn.functional.pad(images.float(), [2, 2, 2, 2]).unsqueeze(1) / 127.5 - 1
+    return to_float(nn.functional.pad(images, [2, 2, 2, 2]).unsqueeze(1))
 
 
 def as_png(digit: Tensor) -> bytes:
@@ -178,7 +179,7 @@ class FilterBanks(Experiment):
 
         def found() -> dict[str, Any]:
             classifier, saved = load_classifier()
-            real = as_float(real_images(OUT / "digits.zip"))
+            real = to_float(real_images(OUT / "digits.zip"))
             counts = count_digits(real, classifier, saved["shares"])
             return {"training images": counts, "accuracy": saved["accuracy"]}
 
@@ -203,7 +204,7 @@ class FilterBanks(Experiment):
         if runs:
             title = {EFFECTIVE: "effective digits"}
             save_curves(docs / "filter-banks-plot.png", (6, 4), by_method(record), title)
-            rows = [("training images", as_float(real_images(OUT / "digits.zip", 20)))]
+            rows = [("training images", to_float(real_images(OUT / "digits.zip", 20)))]
             rows += [(method, samples(path, range(20))) for method, path in networks(runs).items()]
             grids.save_png(docs / "filter-banks.png", grids.labelled_rows(rows))
 

@@ -24,10 +24,11 @@ import numpy as np
 import tables
 import torch
 from experiment import DOCS, processor, remembered, rounded, save
-from measures import as_float, real_images
+from measures import real_images
 from torch import Tensor, nn
 from trials import ROOT, Trial, commit, cores, run, snapshots, train
 
+from stylegan2_fewshot.pixels import to_float
 from training import pickles
 
 NAME = "fisher"
@@ -79,7 +80,7 @@ def adversarial(G: nn.Module, D: nn.Module, images: Tensor, steps: int, seed: in
     g_opt, d_opt = (torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999)) for net in (G, D))
     softplus = nn.functional.softplus
     for _ in range(steps):
-        real = as_float(images[torch.randint(len(images), [BATCH], generator=rng)])
+        real = to_float(images[torch.randint(len(images), [BATCH], generator=rng)])
         fake = G(torch.randn(BATCH, LATENT, 1, 1, generator=rng))
         d_opt.zero_grad()
         (softplus(-D(real)).mean() + softplus(D(fake.detach())).mean()).backward()

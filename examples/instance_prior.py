@@ -15,12 +15,13 @@ import few_shot
 import make_data
 import torch
 from experiment import Experiment, Record, Runs, Settings, by_method, command, networks
-from measures import as_float, real_images, samples
+from measures import real_images, samples
 from tables import cells, markdown
 from trials import ROOT, Trial, run, snapshots
 
 from metrics import results
 from stylegan2_fewshot.methods.prior import instances
+from stylegan2_fewshot.pixels import to_float
 from training import grids
 
 SHOTS = make_data.archive("lorelei", "hundred")
@@ -90,7 +91,7 @@ class InstancePrior(Experiment):
             return
         conditions = instances.load(ROOT / FEATURES).as_conditions().vectors[0]
         rows = []
-        for index, image in enumerate(as_float(real_images(SHOTS, 6))):
+        for index, image in enumerate(to_float(real_images(SHOTS, 6))):
             fakes = samples(network, range(8), psi=0.8, label=conditions[index])
             rows.append((f"image {index}", torch.cat([image[None], fakes])))
         grids.save_png(docs / "instance-prior.png", grids.labelled_rows(few_shot.enlarged(rows)))

@@ -17,11 +17,12 @@ import measures
 import numpy as np
 import torch
 from experiment import Experiment, Record, Runs, Settings, by_method, command
-from measures import as_float, real_images
+from measures import real_images
 from tables import cells, markdown, save_curves, spread
 from torch import Tensor
 from trials import ROOT, Trial, snapshots
 
+from stylegan2_fewshot.pixels import to_float
 from training import pickles
 from training.dataset import ImageDataset
 
@@ -86,8 +87,8 @@ class LimitedData(Experiment):
         options = json.loads((run_dir / "training_options.json").read_text())["dataset"]
         dataset = ImageDataset(**{**options, "path": ROOT / options["path"]})
         count = min(len(dataset), COMPARED)
-        seen = as_float(torch.from_numpy(np.stack([dataset[i][0] for i in range(count)])))
-        unseen = as_float(real_images(HELDOUT, count))
+        seen = to_float(torch.from_numpy(np.stack([dataset[i][0] for i in range(count)])))
+        unseen = to_float(real_images(HELDOUT, count))
         measures.kept(
             run_dir,
             OVERFITTING,

@@ -15,7 +15,7 @@ from trials import ROOT
 
 import metrics
 from metrics import detectors, memorisation
-from metrics.features import to_uint8
+from stylegan2_fewshot.pixels import to_float, to_uint8
 from training import pickles
 from training.dataset import ImageDataset
 
@@ -40,7 +40,7 @@ class Replay(nn.Module):
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
         chosen = (torch.arange(len(z)) + self.next) % len(self.images)
         self.next += len(z)
-        return (self.images[chosen].float() - 127.5) / 127.5
+        return to_float(self.images[chosen])
 
 
 @torch.no_grad()
@@ -70,11 +70,6 @@ def real_images(archive: Path, count: int | None = None) -> Tensor:
     """Return the first images of a data set, or all of them: uint8 `[N, C, H, W]`."""
     dataset = ImageDataset(ROOT / archive)
     return torch.from_numpy(np.stack([dataset[i][0] for i in range(len(dataset))[:count]]))
-
-
-def as_float(images: Tensor) -> Tensor:
-    """Return uint8 images in [-1, 1]."""
-    return images.float() / 127.5 - 1
 
 
 def of_images(images: Tensor, names: Sequence[str], train: Path, heldout: Path) -> dict[str, float]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from stylegan2_fewshot import cache, distributed
 from stylegan2_fewshot.files import replacing
+from stylegan2_fewshot.pixels import to_uint8
 from stylegan2_fewshot.plugin import seed_of
 from stylegan2_fewshot.progress import progress
 
@@ -185,8 +186,3 @@ def seeded(seed: int, start: int, device: torch.device) -> Iterator[torch.Genera
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(own)
         yield torch.Generator().manual_seed(own)
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Return images of [-1, 1] as uint8."""
-    return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)

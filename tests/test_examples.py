@@ -30,7 +30,7 @@ import trials
 
 import train
 from metrics import detectors
-from metrics.features import to_uint8
+from stylegan2_fewshot.pixels import to_uint8
 from training.dataset import ImageDataset
 
 ROOT = trials.ROOT

@@ -270,9 +270,10 @@ def _distances(opened: _Opened, search: Any) -> Any:
 def _write_sheet(output: Output, target: Target, image: Any, lpips: float) -> None:
     import torch
 
+    from stylegan2_fewshot.pixels import to_float
     from training import grids
 
-    wanted = target.pixels[None].float() / 127.5 - 1
+    wanted = to_float(target.pixels[None])
     row = torch.cat([wanted, image.cpu()])
     output.picture(f"{target.name}.png", grids.labelled_rows([(f"LPIPS {lpips:.3f}", row)]))
 
@@ -287,9 +288,10 @@ def _write_video(opened: _Opened, output: Output, target: Target, way: list[Any]
 def _way(opened: _Opened, target: Target, way: list[Any]) -> Iterator[Any]:
     import torch
 
+    from stylegan2_fewshot.pixels import to_float
     from training import grids
 
-    wanted = target.pixels[None].float() / 127.5 - 1
+    wanted = to_float(target.pixels[None])
     for w in way:
         with torch.no_grad():
             image = opened.G.synthesis(w.to(opened.subject.device), **_const(opened))

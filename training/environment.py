@@ -17,6 +17,14 @@ from stylegan2_fewshot.files import without_secrets, write_text
 FILE = "environment.json"
 
 
+def processor() -> str:
+    """Return the name of the CPU."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
 def describe(device: torch.device) -> dict[str, str]:
     """Return command, versions and machine in words; neither its name nor its user's."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""

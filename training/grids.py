@@ -10,14 +10,14 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from stylegan2_fewshot.files import replacing
+from stylegan2_fewshot.pixels import to_uint8
 
 GAP = 8  # pixels between a label and its row, and around labels
 
 
 def to_pixels(images: torch.Tensor) -> np.ndarray:
     """Turn images `[N, C, H, W]` in [-1, 1] into uint8 `[N, H, W, C]`, clipping the rest."""
-    scaled = (images.detach().float() * 127.5 + 128).clamp(0, 255)
-    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def grid(images: torch.Tensor, columns: int | None = None) -> Image.Image:

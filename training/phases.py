@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stylegan2_fewshot import distributed
+from stylegan2_fewshot.pixels import to_float
 from stylegan2_fewshot.plugin import seed_of
 
 from .dataset import ImageDataset, InfiniteSampler
@@ -63,7 +64,7 @@ class Phases:
 
     def prepare(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return images in [-1, 1] and labels on the device."""
-        return images.to(self._device).float() / 127.5 - 1, labels.to(self._device)
+        return to_float(images.to(self._device)), labels.to(self._device)
 
     def run(self, phase: str, gain: float, real: Tensor, real_c: Tensor) -> None:
         """Accumulate the gradients of a phase, in parts of `batch_gpu`, and take its step.

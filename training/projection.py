@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stylegan2_fewshot.pixels import to_float
+
 Embedding = Callable[[Tensor], Tensor]  # images [N, 3, H, W] of 0 to 255 to LPIPS vectors [N, F]
 
 LARGEST = 256  # pixels a side that LPIPS looks at
@@ -231,7 +233,7 @@ def tuned(
     G = copy.deepcopy(G).eval().requires_grad_(False)
     ws, targets = ws.to(next(G.parameters()).device), targets.to(next(G.parameters()).device)
     arguments = {"noise_mode": "const", "force_fp32": True, **(synthesis or {})}
-    wanted, pixels = embed(visible(targets.float())), targets.float() / 127.5 - 1
+    wanted, pixels = embed(visible(targets.float())), to_float(targets)
     weights = list(G.synthesis.requires_grad_(True).parameters())
     adam = torch.optim.Adam(weights, lr=lr)
     for _ in range(steps):

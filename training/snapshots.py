@@ -17,6 +17,7 @@ from torch import Tensor
 import metrics
 from stylegan2_fewshot import distributed
 from stylegan2_fewshot.files import replacing
+from stylegan2_fewshot.pixels import to_float
 
 from . import grids, pickles, run_log
 from .dataset import ImageDataset
@@ -70,7 +71,7 @@ class Snapshots:
                 self.save()
         elif distributed.rank() == 0:
             shown = [self._dataset[i][0] for i in self._shown]
-            reals = torch.as_tensor(np.stack(shown)).float() / 127.5 - 1
+            reals = to_float(torch.as_tensor(np.stack(shown)))
             self._save_picture("reals", reals)
             self._save_fakes("fakes_init")
 

@@ -58,29 +58,7 @@ def train(
         return
     construction.set_up_torch(options)
     with requests.at_once("stopped before training began"):
-        dataset = ImageDataset(**options["dataset"], check=False)  # the command has looked at it
-        dataset.keep_decoded(IN_MEMORY_BYTES // distributed.world_size())
-        saved = checkpoint.load_newest(run_dir)
-        fresh, known = saved is None, saved and saved.get("inputs")
-        given = inputs.describe(dataset, options["resume"])
-        inputs.refuse_changes(options, known, given)
-        if not fresh:
-            options = _without_lost_source(options, run_dir)
-        state, source = construct(options, dataset, device, estimates=fresh)
-        state.inputs = known or given
-        stats.restore([])
-        if saved is not None:
-            state.load(saved)
-        del saved  # it is as large as all networks
-        log = run_log.RunLog(
-            run_dir, state.cur_nimg, say=requests.say, measured=state.unmeasured is None
-        )
-        log.options(options)
-        about = (state.dataset, state.G, state.D, source, state.cur_nimg)
-        log.say(construction.summary(options, *about))
-        if text := adaptive.about_targets(state.plugins):
-            log.say(text)
-        run = _Run(options, run_dir, device, state, log, requests)
+        run, fresh = _begin(options, run_dir, device, requests)
         run.after_snapshot = after_snapshot
         run.snapshots.choose_metrics()
         if fresh:
@@ -94,6 +72,34 @@ def train(
         if words := about_loading(error):
             raise ValueError(words) from error
         raise
+
+
+def _begin(
+    options: Mapping[str, Any], run_dir: Path, device: torch.device, requests: Requests
+) -> tuple[_Run, bool]:
+    """Return a run where its newest checkpoint is, and whether it has none."""
+    dataset = ImageDataset(**options["dataset"], check=False)  # the command has looked at it
+    dataset.keep_decoded(IN_MEMORY_BYTES // distributed.world_size())
+    saved = checkpoint.load_newest(run_dir)
+    fresh, known = saved is None, saved and saved.get("inputs")
+    given = inputs.describe(dataset, options["resume"])
+    inputs.refuse_changes(options, known, given)
+    if not fresh:
+        options = _without_lost_source(options, run_dir)
+    state, source = construct(options, dataset, device, estimates=fresh)
+    state.inputs = known or given
+    stats.restore([])
+    if saved is not None:
+        state.load(saved)
+    log = run_log.RunLog(
+        run_dir, state.cur_nimg, say=requests.say, measured=state.unmeasured is None
+    )
+    log.options(options)
+    about = (state.dataset, state.G, state.D, source, state.cur_nimg)
+    log.say(construction.summary(options, *about))
+    if text := adaptive.about_targets(state.plugins):
+        log.say(text)
+    return _Run(options, run_dir, device, state, log, requests), fresh
 
 
 def _without_lost_source(options: Mapping[str, Any], run_dir: Path) -> Mapping[str, Any]:
