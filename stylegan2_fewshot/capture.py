@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import laws, stats
+from . import ahead, laws, stats
 from .loss import StyleGAN2Loss
 from .plugin import Plugins, Run
 from .watched import NotCapturable, Watched
@@ -59,7 +59,7 @@ class Rules(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if reason := _refusal(func, args, kwargs):
+        if not ahead.is_making() and (reason := _refusal(func, args, kwargs)):
             raise NotCapturable(f"{reason} ({func})")
         return func(*args, **kwargs)
 
@@ -78,6 +78,8 @@ class _PythonCalls(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if ahead.is_making():
+            return func(*args, **(kwargs or {}))
         if func in (Tensor.numpy, Tensor.__array__) and _is_on_device(args[0]):
             raise NotCapturable("values of the device are wanted on the CPU (numpy)")
         if func in (Tensor.__getitem__, Tensor.__setitem__) and _is_on_device(args[0]):

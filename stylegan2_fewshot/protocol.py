@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from . import distributed, stats
+from . import ahead, distributed, stats
 from .drawing import DrawOptions
 from .watched import plain
 
@@ -194,6 +194,24 @@ class Plugin(torch.nn.Module):
             generator.manual_seed(seed_of(self._seed, distributed.rank(), cur_nimg, self.name))
         self._generators[device] = generator, cur_nimg
         return generator
+
+    def ahead(
+        self, step: Step, device: torch.device, make: Callable[[torch.Generator], Tensor]
+    ) -> Tensor:
+        """Return what `make` draws or computes on the CPU, on the device.
+
+        A CUDA graph of the pass has it made anew before each replay. So it must have the same shape
+        every time, and not depend on tensors of the pass.
+
+        Args:
+            step: The pass.
+            device: Where it is needed.
+            make: Is handed this plugin's generator of the CPU.
+        """
+        cpu = torch.device("cpu")
+        return ahead.on_device(
+            lambda cur_nimg: make(self.rng(cur_nimg, cpu)), plain(step.cur_nimg), device
+        )
 
     def generators(self) -> dict[torch.device, torch.Generator]:
         """Return the generators of `rng` that have been asked for so far, by device."""

@@ -14,7 +14,15 @@ import torch
 from scipy import stats as st
 
 from stylegan2_fewshot import Plugins, Run, Step, distributed
-from stylegan2_fewshot.augment.pipe import AugmentPipe, Draw, Settings, cut_out, recolor, sample
+from stylegan2_fewshot.augment.pipe import (
+    AugmentPipe,
+    Draw,
+    Settings,
+    color_maps,
+    cut_out,
+    recolor,
+    sample,
+)
 from stylegan2_fewshot.augment.warp import SYM2, filter_bank, warp
 from stylegan2_fewshot.methods.ada import ADA, create_pipe
 from stylegan2_fewshot.methods.fixed import Fixed
@@ -33,7 +41,7 @@ def images(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> to
 
 
 def draws(p: float, n: int = 20_000, settings: Settings = EVERYTHING) -> dict[str, torch.Tensor]:
-    return sample(settings, Draw(n, torch.tensor(p), None, generator(1)))
+    return sample(settings, Draw(n, p, None, generator(1)))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
@@ -140,7 +148,7 @@ def test_p_zero_changes_no_bit(kwargs):
 def test_images_that_drew_nothing_keep_every_bit():
     pipe, img = create_pipe("bgcfnc", p=0.05), images(64, 3, 16, 16)
     touched = torch.cat(
-        list(sample(pipe.settings, Draw(64, pipe.p, None, generator())).values()), dim=1
+        list(sample(pipe.settings, Draw(64, 0.05, None, generator())).values()), dim=1
     ).any(dim=1)
     out = pipe(img, generator=generator())
     same = (out == img).flatten(1).all(dim=1)
@@ -193,8 +201,31 @@ def test_scaling_doubles_a_wave():
     torch.testing.assert_close(out, wave, atol=2e-2, rtol=0)
 
 
+@pytest.mark.parametrize("augpipe", ["bgcf", "cutout"])
+@pytest.mark.parametrize("shape", [(16, 3, 16, 16), (16, 1, 9, 12)])
+def test_whole_batches_become_what_images_alone_do(augpipe, shape):
+    pipe, img = create_pipe(augpipe, p=0.07), images(*shape).requires_grad_()
+    alone = pipe(img, generator=generator())
+    whole = pipe.whole(img, pipe.numbers(shape, generator()), generator())
+    torch.testing.assert_close(whole, alone, atol=2e-5, rtol=0)
+    untouched = (alone == img).flatten(1).all(dim=1)
+    assert 0 < untouched.sum() < len(img) and torch.equal(whole[untouched], img[untouched])
+    weights = images(*shape, seed=1)
+    slopes = [torch.autograd.grad((out * weights).sum(), img)[0] for out in (alone, whole)]
+    torch.testing.assert_close(*slopes, atol=5e-5, rtol=0)
+
+
+def test_noise_of_a_whole_batch_has_the_drawn_strength():
+    pipe, img = create_pipe("noise", p=0.5), torch.zeros(200, 3, 32, 32)
+    numbers = pipe.numbers(img.shape, generator())
+    noise = pipe.whole(img, numbers, generator(1)).flatten(1).std(dim=1)
+    torch.testing.assert_close(noise, numbers[:, 1], rtol=0.1, atol=1e-3)
+    assert torch.equal(noise == 0, numbers[:, 0] == 0)
+
+
 def colored(img: torch.Tensor, **params: float) -> torch.Tensor:
-    return recolor(img, {name: torch.full([len(img), 1], v) for name, v in params.items()})
+    given = {name: torch.full([len(img), 1], v) for name, v in params.items()}
+    return recolor(img, color_maps(given, len(img)))
 
 
 def test_colours_by_hand():
@@ -240,7 +271,7 @@ def test_two_channels_have_geometry_but_no_colour():
 
 
 def test_cut_by_hand():
-    out = cut_out(torch.ones(1, 1, 4, 8), {"cutout": torch.tensor([[0.5, 0.5, 1.0]])})
+    out = cut_out(torch.ones(1, 1, 4, 8), torch.tensor([[0.5, 0.5, 1.0]]))
     expected = torch.ones(4, 8)
     expected[3:, 2:6] = 0  # half the width around x = 0.5, the lowest quarter around y = 1
     assert torch.equal(out[0, 0], expected)
@@ -249,7 +280,7 @@ def test_cut_by_hand():
 def test_noise_has_the_drawn_strength():
     img = torch.zeros(200, 3, 32, 32)
     noise = create_pipe("noise", p=1)(img, generator=generator())
-    sigma = sample(Settings(noise=1), Draw(200, torch.ones([]), None, generator()))["noise"]
+    sigma = sample(Settings(noise=1), Draw(200, 1.0, None, generator()))["noise"]
     torch.testing.assert_close(noise.flatten(1).std(dim=1), sigma[:, 0], rtol=0.1, atol=1e-3)
 
 

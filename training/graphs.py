@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stylegan2_fewshot import distributed
+from stylegan2_fewshot.ahead import Ahead
 from stylegan2_fewshot.capture import Rules
 from stylegan2_fewshot.watched import Watched
 
@@ -43,6 +44,7 @@ class _Graph:
 
     Attributes:
         inputs: What it reads.
+        ahead: What the CPU makes before a replay.
         replay: Repeats the device's work.
         watched: What Python asked of the number of images.
         reached: Parameters that have a gradient from it.
@@ -53,6 +55,7 @@ class _Graph:
     """
 
     inputs: Inputs
+    ahead: Ahead
     replay: Callable[[], None]
     watched: Watched
     reached: frozenset[nn.Parameter]
@@ -148,6 +151,7 @@ class Graphs:
         without = [p for p in params if p.grad is None and p not in graph.reached]
         self._keep_gradients(params)
         torch._foreach_copy_(list(graph.inputs), list(inputs))
+        graph.ahead.renew(self._state.cur_nimg)
         graph.replay()
         for inside, outside in graph.outputs:
             outside.copy_(inside)
@@ -162,12 +166,12 @@ class Graphs:
         scene = Scene(state, params, self._backend.generators())
         # Other values than those that it is compared on: what Python made of these would show.
         images, labels, z, c = (-x.detach().flip(0) for x in inputs)
-        kept = images, labels, z, c
+        kept, ahead = (images, labels, z, c), Ahead()
         work = functools.partial(state.loss.accumulate_gradients, phase, *kept, True, gain)
         try:
             for param in params:
                 param.grad = None
-            with self._watching(), self._backend.aside(), self._rules():
+            with ahead.recording(), self._watching(), self._backend.aside(), self._rules():
                 work()
             scene.forget_unchanged()
             reached = frozenset(param for param in params if param.grad is not None)
@@ -175,7 +179,7 @@ class Graphs:
             self._keep_gradients(params)
             before = fingerprint(state.plugins, Same)
             known = {id(x) for x in scene.tensors()}
-            with self._watching() as watched:
+            with ahead.recording(), self._watching() as watched:
                 replay = self._backend.capture(work, state.plugins.generators(self._device))
             outputs = [
                 (x, torch.empty_like(x, requires_grad=False))
@@ -187,7 +191,7 @@ class Graphs:
             changed = {label for label, _ in fingerprint(state.plugins, Same) ^ before}
         finally:
             scene.restore()
-        return _Graph(kept, replay, watched, reached, outputs, after, frozenset(changed))
+        return _Graph(kept, ahead, replay, watched, reached, outputs, after, frozenset(changed))
 
     def _compare(self, graph: _Graph, phase: str, inputs: Inputs, gain: float) -> None:
         """Raise unless a replay comes to what Python comes to; nothing has happened then.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .warp import SYM2, SYM6, filter_bank, filter_symmetric, warp
+from ..ahead import HostCopy
+from .warp import SYM2, SYM6, Reach, farthest, filter_bank, filter_symmetric, warp
 
 # The parameters of each transform, `[N, K]` by name; a row of zeros stands for one not applied.
 Params = dict[str, Tensor]
@@ -75,6 +76,7 @@ class AugmentPipe(torch.nn.Module):
         **kwargs: Fields of `Settings`.
     """
 
+    like_gpu = False  # True: have the CPU do what a GPU does, for tests
     p: Tensor
     Hz_geom: Tensor
     Hz_fbank: Tensor
@@ -83,6 +85,9 @@ class AugmentPipe(torch.nn.Module):
         super().__init__()
         self.init_kwargs = kwargs
         self.settings = Settings(**kwargs)
+        drawn = sample(self.settings, Draw(1, 1.0, 0.5, None))
+        self.parts = [part for part, names in _NAMES.items() if drawn.keys() & set(names)]
+        self.p_on_cpu = HostCopy()
         self.register_buffer("p", torch.ones([]))
         self.register_buffer("Hz_geom", torch.tensor(SYM6) / sum(SYM6))
         self.register_buffer("Hz_fbank", torch.from_numpy(filter_bank(SYM2)).float())
@@ -101,40 +106,79 @@ class AugmentPipe(torch.nn.Module):
                 and apply every transform to every image.
             generator: Source of all randomness; the CPU's global one where None.
         """
-        params = sample(self.settings, Draw(len(images), self.p, debug_percentile, generator))
-        images = _on_drawn(images, params, _GEOMETRY, self._warp)
-        images = _on_drawn(images, params, _COLOR, recolor)
-        images = _on_drawn(images, params, _BANDS, self._filter)
-        images = _on_drawn(images, params, ("noise",), partial(add_noise, generator=generator))
-        return _on_drawn(images, params, ("cutout",), cut_out)
+        draw = Draw(len(images), self.p_on_cpu(self.p), debug_percentile, generator)
+        device = torch.device("cpu") if generator is None else generator.device
+        params, apply = sample(self.settings, draw), self._appliers(generator, device)
+        for part in self.parts:
+            images = _on_drawn(images, _own(part, params), part, apply[part])
+        return images
 
-    def _warp(self, images: Tensor, params: Params) -> Tensor:
-        height, width = images.shape[2:]
-        return warp(images, inverse_geometry(params, width, height), self.Hz_geom)
+    def numbers(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Return what `whole` needs for images of this shape, drawn anew: `[N, K]` on the CPU."""
+        n, _, height, width = shape
+        draw = Draw(n, self.p_on_cpu(self.p), None, generator)
+        params, columns = sample(self.settings, draw), []
+        for part in self.parts:
+            own, (count, numbers) = _own(part, params), _NUMBERS[part]
+            columns.append(_drew(own, n)[:, None].float())
+            columns.append(numbers(own, n, width, height) if own else torch.zeros(n, count))
+        return torch.cat(columns, dim=1)
 
-    def _filter(self, images: Tensor, params: Params) -> Tensor:
-        octaves = torch.cat(_given(params, _BANDS, len(images)), dim=1)
-        gains = band_gains(octaves).to(self.Hz_fbank)
-        return filter_symmetric(images, gains @ self.Hz_fbank)
+    def whole(self, images: Tensor, numbers: Tensor, generator: torch.Generator) -> Tensor:
+        """Do as `forward` does, with every transform applied to every image, and chosen after.
+
+        So nothing but values depends on what was drawn, and a GPU is not waited for.
+
+        Args:
+            images: As of `forward`.
+            numbers: Those of `numbers`, on the images' device.
+            generator: Source of noise, on the images' device.
+        """
+        reach = farthest(images.shape[3], images.shape[2])
+        apply = self._appliers(generator, images.device, reach)
+        counts = [1 + _NUMBERS[part][0] for part in self.parts]
+        for part, own in zip(self.parts, numbers.split(counts, dim=1), strict=True):
+            drew = own[:, :1, None, None] != 0
+            images = torch.where(drew, apply[part](images, own[:, 1:]), images)
+        return images
+
+    def _appliers(
+        self, generator: torch.Generator | None, device: torch.device, reach: Reach | None = None
+    ) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+        """Return what transforms images by the numbers of each part; noise is drawn on `device`."""
+        return {
+            "warp": lambda img, k: warp(img, k.view(-1, 3, 3), self.Hz_geom, reach),
+            "recolor": recolor,
+            "filter": lambda img, k: filter_symmetric(img, k.to(self.Hz_fbank) @ self.Hz_fbank),
+            "noise": partial(add_noise, generator=generator, device=device),
+            "cutout": cut_out,
+        }
 
 
 def _on_drawn(
-    images: Tensor,
-    params: Params,
-    names: Iterable[str],
-    transform: Callable[[Tensor, Params], Tensor],
+    images: Tensor, params: Params, part: str, apply: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Transform the images that drew any of the named transforms; the others stay as they are."""
-    params = {name: params[name] for name in names if name in params}
-    drew = torch.cat([torch.zeros(len(images), 1), *params.values()], dim=1).any(dim=1)
+    """Transform the images that drew any of a part; the others stay as they are."""
+    height, width = images.shape[2:]
+    drew = _drew(params, len(images))
     if not drew.any():
         return images
-    if drew.all():
-        return transform(images, params)
     rows = drew.nonzero()[:, 0]
     params = {name: value[rows] for name, value in params.items()}
+    numbers = _NUMBERS[part][1](params, len(rows), width, height)
+    if drew.all():
+        return apply(images, numbers)
     index = rows.to(images.device)
-    return images.index_copy(0, index, transform(images[index], params))
+    return images.index_copy(0, index, apply(images[index], numbers))
+
+
+def _own(part: str, params: Params) -> Params:
+    return {name: params[name] for name in _NAMES[part] if name in params}
+
+
+def _drew(params: Params, n: int) -> Tensor:
+    """Return which images drew any of the parameters, `[N]`."""
+    return torch.cat([torch.zeros(n, 1), *params.values()], dim=1).any(dim=1)
 
 
 def _given(params: Params, names: Iterable[str], n: int) -> list[Tensor]:
@@ -147,12 +191,12 @@ class Draw:
     def __init__(
         self,
         n: int,
-        p: Tensor,
+        p: float,
         percentile: float | None,
         generator: torch.Generator | None,
     ) -> None:
         self.n, self.percentile, self.generator = n, percentile, generator
-        self.p = float(p) if percentile is None else 1.0
+        self.p = p if percentile is None else 1.0
 
     def _random(self, law: Callable[..., Tensor], columns: int) -> Tensor:
         # Moved to the CPU: small tensors are faster there, and the warp has to know its extent.
@@ -260,29 +304,36 @@ _GEOMETRY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def recolor(images: Tensor, params: Params) -> Tensor:
-    """Transform the colours of grey, RGB or RGBA images `[N, C, H, W]`.
+def color_maps(params: Params, n: int) -> Tensor:
+    """Return what `recolor` needs for n images, `[N, 11]`: luma's gain and offset, and a matrix.
 
     Every transform either acts along the grey axis or rotates and scales around it, so the chain
     of the five is one gain for luma and one rotation and gain for chroma.
+    """
+    given = _given(params, _COLOR, n)
+    brightness, contrast, flip, hue, saturation = (value[:, :, None] for value in given)
+    luma = (1 - 2 * flip) * contrast.exp2()
+    grey = torch.full([3, 3], 1 / 3)
+    turn = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    chroma = hue.cos() * (torch.eye(3) - grey) + hue.sin() * turn
+    matrix = luma * grey + (contrast + saturation).exp2() * chroma
+    return torch.cat([luma.flatten(1), (luma * brightness).flatten(1), matrix.flatten(1)], dim=1)
+
+
+def recolor(images: Tensor, maps: Tensor) -> Tensor:
+    """Transform the colours of grey, RGB or RGBA images `[N, C, H, W]` by `color_maps`.
 
     Raises:
         ValueError: The images have neither one, three nor four channels.
     """
-    given = _given(params, _COLOR, len(images))
-    brightness, contrast, flip, hue, saturation = (value[:, :, None] for value in given)
-    luma = (1 - 2 * flip) * contrast.exp2()
-    offset = (luma * brightness).to(images)
+    luma, offset, matrix = torch.split(maps.to(images), [1, 1, 9], dim=1)
     if images.shape[1] == 1:
-        return images * luma.to(images)[..., None] + offset[..., None]
+        return images * luma[..., None, None] + offset[..., None, None]
     if images.shape[1] not in (3, 4):
         raise ValueError(f"colour transforms need 1, 3 or 4 channels, got {images.shape[1]}")
-    grey = torch.full([3, 3], 1 / 3)
-    turn = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
-    chroma = hue.cos() * (torch.eye(3) - grey) + hue.sin() * turn
-    matrix = (luma * grey + (contrast + saturation).exp2() * chroma).to(images)
     rgb = images[:, :3]
-    colored = torch.baddbmm(offset, matrix, rgb.flatten(2)).view_as(rgb)
+    colored: Tensor = torch.baddbmm(offset[..., None], matrix.view(-1, 3, 3), rgb.flatten(2))
+    colored = colored.view_as(rgb)
     return torch.cat([colored, images[:, 3:]], dim=1) if images.shape[1] == 4 else colored
 
 
@@ -297,16 +348,17 @@ def band_gains(octaves: Tensor) -> Tensor:
     return (gains / (power * gains.square()).sum(dim=2, keepdim=True).sqrt()).prod(dim=1)
 
 
-def add_noise(images: Tensor, params: Params, generator: torch.Generator | None = None) -> Tensor:
-    """Add normal noise to every pixel and channel."""
-    device = None if generator is None else generator.device
+def add_noise(
+    images: Tensor, sigma: Tensor, *, generator: torch.Generator | None, device: torch.device
+) -> Tensor:
+    """Add normal noise of standard deviation `sigma` `[N, 1]` to every pixel and channel."""
     noise = torch.randn(images.shape, generator=generator, device=device)
-    return images + (noise.to(images) * params["noise"].to(images)[:, :, None, None])
+    return images + (noise.to(images) * sigma.to(images)[:, :, None, None])
 
 
-def cut_out(images: Tensor, params: Params) -> Tensor:
-    """Set a rectangle to zero: its size and its centre's x and y as shares of the image."""
-    size, x, y = params["cutout"].to(images.device)[:, :, None, None].unbind(dim=1)
+def cut_out(images: Tensor, cuts: Tensor) -> Tensor:
+    """Set a rectangle to zero: `cuts` `[N, 3]` are its size and its centre's x and y as shares."""
+    size, x, y = cuts.to(images.device)[:, :, None, None].unbind(dim=1)
     height, width = images.shape[2:]
     keep_x = (_centres(width, images) - x).abs() >= size / 2
     keep_y = (_centres(height, images)[:, None] - y).abs() >= size / 2
@@ -315,3 +367,21 @@ def cut_out(images: Tensor, params: Params) -> Tensor:
 
 def _centres(size: int, images: Tensor) -> Tensor:
     return (torch.arange(size, device=images.device) + 0.5) / size
+
+
+# Transforms that are applied as one, in their order: what they are drawn as, and the numbers of an
+# image that follow from it on the CPU: how many, and made by what from parameters, n, w and h.
+_NAMES: dict[str, tuple[str, ...]] = {
+    "warp": tuple(_GEOMETRY),
+    "recolor": _COLOR,
+    "filter": _BANDS,
+    "noise": ("noise",),
+    "cutout": ("cutout",),
+}
+_NUMBERS: dict[str, tuple[int, Callable[[Params, int, int, int], Tensor]]] = {
+    "warp": (9, lambda params, n, w, h: inverse_geometry(params, w, h).flatten(1)),
+    "recolor": (11, lambda params, n, w, h: color_maps(params, n)),
+    "filter": (4, lambda params, n, w, h: band_gains(torch.cat(_given(params, _BANDS, n), dim=1))),
+    "noise": (1, lambda params, n, w, h: params["noise"]),
+    "cutout": (3, lambda params, n, w, h: params["cutout"]),
+}

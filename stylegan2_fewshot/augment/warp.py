@@ -31,10 +31,11 @@ SYM6 = (
     0.0017677118642428036,
     -0.007800708325034148,
 )
+Reach = list[tuple[int, int]]  # (left, right), (top, bottom)
 _MARGIN = 3  # pixels on either side that the low-pass filter reaches
 
 
-def warp(images: Tensor, inverse: Tensor, taps: Tensor) -> Tensor:
+def warp(images: Tensor, inverse: Tensor, taps: Tensor, reach: Reach | None = None) -> Tensor:
     """Resample images `[N, C, H, W]` through `inverse` `[N, 3, 3]` at twice their resolution.
 
     Reflected at the border by at most the image's size and zero beyond. Upsampling with the
@@ -43,19 +44,26 @@ def warp(images: Tensor, inverse: Tensor, taps: Tensor) -> Tensor:
 
     Args:
         images: Images of any number of channels.
-        inverse: Maps from output to input, in pixels from the centre; on the CPU.
+        inverse: Maps from output to input, in pixels from the centre; on the CPU, or with `reach`
+            on the images' device.
         taps: Low-pass filter, sum 1.
+        reach: Pixels to provide beyond each border; by default as many as the maps need.
     """
     height, width = images.shape[2:]
-    x, y = _reach(inverse, width, height)
+    x, y = reach or _reach(inverse, width, height)
     grid = _grid(inverse, (*x, width), (*y, height)).to(images)
     taps = taps.to(images.dtype)
     fine = 4 * _upsampler(taps, height, *y) @ images @ _upsampler(taps, width, *x).T
     return _downsampler(taps, height) @ _lookup(fine, grid) @ _downsampler(taps, width).T
 
 
-def _reach(inverse: Tensor, width: int, height: int) -> list[tuple[int, int]]:
-    """Return the pixels needed beyond each border: (left, right), (top, bottom)."""
+def farthest(width: int, height: int) -> Reach:
+    """Return the pixels beyond each border that suffice for any map."""
+    return [(width - 1, width - 1), (height - 1, height - 1)]
+
+
+def _reach(inverse: Tensor, width: int, height: int) -> Reach:
+    """Return the pixels needed beyond each border."""
     half = torch.tensor([width - 1, height - 1]) / 2
     corners = torch.tensor([[-1.0, -1, 1, 1], [-1, 1, -1, 1]]) * half[:, None]
     inputs = inverse[:, :2, :2] @ corners + inverse[:, :2, 2:]
@@ -73,14 +81,19 @@ def _grid(inverse: Tensor, x: tuple[int, int, int], y: tuple[int, int, int]) -> 
     x and y are pixels added before, after, and the size. An upsampled image's sample 2i lies at
     pixel i, half a sample off the centre of the array that holds it.
     """
-    low, high, size = torch.tensor([x, y], dtype=torch.float32).T
+    low, high, size = (_pair(*values, inverse) for values in zip(x, y, strict=True))
     outputs = 2 * (size + 2 * _MARGIN)
     linear = inverse[:, :2, :2] * (outputs / 4)
     centre = inverse[:, :2, :2].sum(dim=2) / 4 + inverse[:, :2, 2]
     theta = torch.cat([4 * linear, (4 * centre - 1 + 2 * (low - high))[:, :, None]], dim=2)
     theta = theta / (2 * (size + low + high))[:, None]
-    shape = [len(inverse), 1, int(outputs[1]), int(outputs[0])]
+    shape = [len(inverse), 1, *(2 * (axis[2] + 2 * _MARGIN) for axis in (y, x))]
     return F.affine_grid(theta, shape, align_corners=False)
+
+
+def _pair(x: float, y: float, like: Tensor) -> Tensor:
+    """Return `[x, y]` without a copy from the CPU, which a GPU would have to be waited for."""
+    return torch.cat([like.new_full([1], x), like.new_full([1], y)])
 
 
 def _upsampler(taps: Tensor, size: int, before: int, after: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from .. import stats
 from ..adaptive import AdaptiveProbability, default_kimg
+from ..ahead import is_recorded
 from ..augment import AugmentPipe
 from ..plugin import Plugin, Run, Step, register
 
@@ -33,6 +35,17 @@ def create_pipe(augpipe: str, p: float) -> AugmentPipe:
     pipe = AugmentPipe(**{name: 1 for group in groups for name in _GROUPS[group]})
     pipe.p.fill_(p)
     return pipe
+
+
+def augmented(plugin: Plugin, pipe: AugmentPipe, img: Tensor, step: Step) -> Tensor:
+    """Return images through the pipe, with draws of the plugin: on a GPU, nothing waits for it."""
+    if img.device.type == "cpu" and not pipe.like_gpu:
+        result: Tensor = pipe(img, generator=plugin.rng(step, img.device))
+        return result
+    if not (is_recorded() or pipe.p_on_cpu(pipe.p)):
+        return img
+    numbers = plugin.ahead(step, img.device, partial(pipe.numbers, img.shape))
+    return pipe.whole(img, numbers, plugin.rng(step, img.device))
 
 
 @register("ada")
@@ -78,8 +91,7 @@ class ADA(Plugin):
         self.probability.setup(run)
 
     def augment(self, img: Tensor, step: Step) -> Tensor:
-        augmented: Tensor = self.pipe(img, generator=self.rng(step, torch.device("cpu")))
-        return augmented
+        return augmented(self, self.pipe, img, step)
 
     def observe(self, step: Step) -> None:
         if step.is_real and step.logits is not None:
@@ -87,7 +99,8 @@ class ADA(Plugin):
 
     def after_step(self, cur_nimg: int) -> None:
         self.probability.update(cur_nimg)
-        self.pipe.p.copy_(self.probability.p)
+        if self.probability.moves_after(cur_nimg):  # only then does the pipe have to look at it
+            self.pipe.p.copy_(self.probability.p)
         stats.report("Augment/ada_p", self.pipe.p)
 
     def augment_pipe(self) -> torch.nn.Module:

@@ -52,7 +52,7 @@ def cutout(img: Tensor, draw: Tensor) -> Tensor:
     height, width = img.shape[2:]
     inside_y = _near(draw[:, 0], height)[:, :, None]
     inside_x = _near(draw[:, 1], width)[:, None]
-    return img * ~(inside_y & inside_x)[:, None].to(img.device)
+    return img * ~(inside_y & inside_x)[:, None]
 
 
 # Transform and number of uniform draws per image, in the order of application.
@@ -85,10 +85,17 @@ class DiffAugment(Plugin):
                 raise ValueError(f"--diffaugment-policy: {name!r} is unknown; choose from {known}")
 
     def augment(self, img: Tensor, step: Step) -> Tensor:
-        rng = self.rng(step, torch.device("cpu"))
-        for name in self.policies:
-            transform, columns = POLICIES[name]
-            img = transform(img, torch.rand(len(img), columns, generator=rng))
+        n, chosen = len(img), [POLICIES[name] for name in self.policies]
+        draws = self.ahead(
+            step,
+            img.device,
+            lambda rng: torch.cat(
+                [torch.zeros(n, 0), *(torch.rand(n, k, generator=rng) for _, k in chosen)], dim=1
+            ),
+        )
+        parts = draws.split([columns for _, columns in chosen], dim=1)
+        for (transform, _), draw in zip(chosen, parts, strict=True):
+            img = transform(img, draw)
         return img
 
 
@@ -100,11 +107,11 @@ def _spread(img: Tensor, factor: Tensor, dims: list[int]) -> Tensor:
 def _shift(img: Tensor, dim: int, by: Tensor) -> Tensor:
     """Move each image of the batch by its own number of pixels along `dim`."""
     size = img.shape[dim]
-    source = torch.arange(size) - by[:, None]
+    source = torch.arange(size, device=img.device) - by[:, None]
     shape = [len(img), 1, 1, 1]
     shape[dim] = size
-    index = source.clamp(0, size - 1).view(shape).expand_as(img).to(img.device)
-    inside = ((source >= 0) & (source < size)).view(shape).to(img.device)
+    index = source.clamp(0, size - 1).view(shape).expand_as(img)
+    inside = ((source >= 0) & (source < size)).view(shape)
     return img.gather(dim, index) * inside
 
 
@@ -112,5 +119,5 @@ def _near(centre: Tensor, size: int) -> Tensor:
     """Return the pixels `[N, size]` within half the cut's length of `centre`, a share of size."""
     length = int(size * CUTOUT + 0.5)
     first = (centre * (size + 1 - length % 2)).floor() - length // 2
-    offset = torch.arange(size) - first[:, None]
+    offset = torch.arange(size, device=centre.device) - first[:, None]
     return (offset >= 0) & (offset < length)

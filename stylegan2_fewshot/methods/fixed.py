@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..plugin import Plugin, Step, register
-from .ada import AugPipe, create_pipe
+from .ada import AugPipe, augmented, create_pipe
 
 
 @register("fixed")
@@ -36,8 +36,7 @@ class Fixed(Plugin):
         self.pipe = create_pipe(augpipe, p)
 
     def augment(self, img: Tensor, step: Step) -> Tensor:
-        augmented: Tensor = self.pipe(img, generator=self.rng(step, torch.device("cpu")))
-        return augmented
+        return augmented(self, self.pipe, img, step)
 
     def augment_pipe(self) -> torch.nn.Module:
         return self.pipe
