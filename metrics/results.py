@@ -48,10 +48,11 @@ def read(folder: str | os.PathLike[str]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [line for line in json_lines(path) if _is_result(line)]
+    return [line for line in json_lines(path) if is_result(line)]
 
 
-def _is_result(line: dict[str, Any]) -> bool:
+def is_result(line: Any) -> bool:
+    """Return whether this is a result: what others rely on in it is there, and of its type."""
     try:
         _check(line)
     except (ValueError, AttributeError, KeyError, TypeError, StopIteration):

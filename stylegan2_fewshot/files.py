@@ -27,7 +27,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with naming(path), new.open("wb") as stream:
+        new.unlink(missing_ok=True)  # one that is there may be a stranger's link to another place
+        with naming(path), new.open("xb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -66,7 +67,7 @@ def append_json(path: str | os.PathLike[str], entry: Mapping[str, Any]) -> None:
 def json_object(path: Path) -> dict[str, Any] | None:
     """Return the object in a JSON file; None where there is none that can be read."""
     try:
-        found = _parsed(path.read_text(encoding="utf-8"))
+        found = _parsed(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

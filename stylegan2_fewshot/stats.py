@@ -64,6 +64,8 @@ def restore(parts: Iterable[Mapping[str, Sequence[float]]]) -> None:
     for part in parts:
         for name, sums in part.items():
             tensor = torch.tensor(sums, dtype=torch.float32)
+            if not isinstance(name, str) or tensor.shape != (3,):
+                raise ValueError(f"statistics {name!r} are not number, sum and sum of squares")
             if name in _SUMS:
                 _SUMS[name] += tensor.to(_SUMS[name].device)
             else:

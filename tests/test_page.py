@@ -21,6 +21,7 @@ from training.directions import sefa
 from training.networks import Discriminator, Generator
 
 HOSTILE = "<script>document.title = 'taken'</script>"
+MODELS = ["mine.onnx", "mapping-0123456789ab.onnx"]  # the second is an earlier page's
 CLASSES = ["a \"quoted\" cat", "<b>dog</b>", "it's"]  # fmt: skip
 SIZE = 8
 
@@ -58,9 +59,16 @@ def made(tmp_path_factory):
         npm.fetch(*browser.AXE, ["axe.min.js"])
     except npm.NpmError as error:
         browser.missing(str(error))
+    for name in MODELS:
+        (folder / "out/models").mkdir(parents=True, exist_ok=True)
+        (folder / "out/models" / name).touch()
     run = CliRunner().invoke(page.main, [*map(str, paths), str(folder / "out"), *options])
     assert run.exit_code == 0, run.output
     return networks, folder / "out"
+
+
+def test_models_of_others_stay(made):
+    assert [name for name in MODELS if (made[1] / "models" / name).exists()] == ["mine.onnx"]
 
 
 @pytest.fixture(scope="module")

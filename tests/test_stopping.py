@@ -13,7 +13,7 @@ import torch
 
 from stylegan2_fewshot import files, stats
 from stylegan2_fewshot.methods.ada import ADA
-from training import run_dir, snapshots, training_loop
+from training import checkpoint, run_dir, snapshots, training_loop
 from training.launch import launch
 from training.stopping import Diverged, Interrupted, Requests
 
@@ -124,9 +124,16 @@ def test_where_training_fails_the_network_is_saved(tiny_options, tmp_path, monke
     assert run_dir.newest_network(tmp_path).name == "network-snapshot-000000-008.pkl"
 
 
-def test_metrics_are_stopped_at_once_and_made_up_for(tiny_options, tmp_path, monkeypatch):
-    """The checkpoint is there before them; a run that resumes computes what is missing."""
+@pytest.mark.parametrize("named", [None, "../elsewhere/x.pkl"])
+def test_metrics_are_stopped_at_once_and_made_up_for(tiny_options, tmp_path, monkeypatch, named):
+    """The checkpoint is there before them; a run that resumes computes what is missing.
+
+    A stranger's checkpoint may name any file as what is missing; none but the run's is touched.
+    """
     calls = []
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (elsewhere / "x.pkl").touch()
+    (run := tmp_path / "run").mkdir()
 
     def compute(names, G, *_, snapshot, kimg, **notes):
         calls.append(snapshot)
@@ -141,13 +148,17 @@ def test_metrics_are_stopped_at_once_and_made_up_for(tiny_options, tmp_path, mon
     monkeypatch.setattr(snapshots.metrics, "seconds", lambda *_, **__: seconds)
     options = {**tiny_options, "metrics": ["one", "two"], "total_kimg": 0.016}
     with pytest.raises(Interrupted, match="while measuring"):
-        training_loop.train(options, tmp_path, CPU)
-    assert run_dir.newest_network(tmp_path).name == "network-snapshot-000000-008.pkl"
-    training_loop.train(options, tmp_path, CPU)
+        training_loop.train(options, run, CPU)
+    assert run_dir.newest_network(run).name == "network-snapshot-000000-008.pkl"
+    if named:
+        path = checkpoint.path_at(run, 8)
+        checkpoint.save(path, {**checkpoint.load_newest(run), "unmeasured": named})
+    training_loop.train(options, run, CPU)
+    assert [path.name for path in elsewhere.iterdir()] == ["x.pkl"]
     eight, sixteen = (f"network-snapshot-000000-{number}.pkl" for number in ("008", "016"))
     assert calls == [eight, eight, sixteen]
     for name in ("one", "two"):
-        lines = (tmp_path / f"metric-{name}.jsonl").read_text().splitlines()
+        lines = (run / f"metric-{name}.jsonl").read_text().splitlines()
         assert [json.loads(line)["nimg"] for line in lines] == [8, 16]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from metrics.results import is_better, read, value
-from stylegan2_fewshot.files import replacing
+from stylegan2_fewshot.files import printable, replacing
 
 from .command import command
 
@@ -27,7 +27,7 @@ Runs = dict[str, dict[str, list[dict[str, Any]]]]  # run -> metric -> results by
 )
 def main(folders: tuple[Path, ...], plot: Path) -> None:
     """Print the metrics of the runs in FOLDERS as a Markdown table, and plot them over kimg."""
-    runs = {label: read(folder) for label, folder in zip(labels(folders), folders, strict=True)}
+    runs = {label: _printable(read(f)) for label, f in zip(labels(folders), folders, strict=True)}
     empty = [label for label, metrics in runs.items() if not metrics]
     if empty:
         raise click.UsageError(f"{', '.join(empty)}: no metric-*.jsonl with results in it")
@@ -40,10 +40,15 @@ def labels(folders: tuple[Path, ...]) -> list[str]:
     """Return the last parts of paths that are needed to tell them apart."""
     paths = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, paths)) + 1):
-        names = ["/".join(parts[-length:]) for parts in paths]
+        names = [printable("/".join(parts[-length:])) for parts in paths]
         if len(set(names)) == len(set(paths)):
             break
     return names
+
+
+def _printable(metrics: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """Return results under names that may be shown; they come from the names of files."""
+    return {printable(name): results for name, results in metrics.items()}
 
 
 def table(runs: Runs) -> str:

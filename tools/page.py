@@ -203,7 +203,8 @@ def _drop_others(folder: Path, described: Sequence[dict[str, Any]]) -> None:
     """Delete the models of an earlier page."""
     current = {Path(d[kind]["file"]).name for d in described for kind in ("mapping", "synthesis")}
     for path in folder.glob("*.onnx"):
-        if path.name not in current:
+        is_ours = re.fullmatch(r"(mapping|synthesis)-[0-9a-f]{12}\.onnx", path.name)
+        if is_ours and path.name not in current:
             path.unlink()
 
 

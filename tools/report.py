@@ -89,7 +89,7 @@ def write(
         metrics=_metric_rows(views),
         options=_option_rows(views),
     )
-    write_text(path, text)
+    write_text(path, text.encode(errors="backslashreplace").decode())  # JSON may hold half a pair
     return path
 
 

@@ -91,6 +91,8 @@ class Zip:
             infos.sort(key=lambda info: info.filename)
             self.names = [info.filename for info in infos]
             self._entries = np.array([_entry(info) for info in infos], _ENTRY)
+        if sum(info.compress_size for info in infos) > path.stat().st_size:
+            raise ValueError(f"{path}: its files share bytes, to expand to any size; pack it anew")
         for one, other in zip(self.names, self.names[1:], strict=False):
             if one == other:
                 raise ValueError(f"{path}: holds {printable(one)} twice; pack it anew")
@@ -169,7 +171,7 @@ def open_source(path: Path) -> Source:
         return Folder(path)
     if not path.exists():
         raise ValueError(f"{path}: no such folder or ZIP")
-    if not zipfile.is_zipfile(path):
+    if not path.is_file() or not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: neither a folder nor a complete ZIP; pack it anew")
     return Zip(path)
 

@@ -25,7 +25,8 @@ def path_at(run_dir: Path, cur_nimg: int) -> Path:
 def all_of(run_dir: Path) -> list[Path]:
     """Return a run's checkpoints, the oldest first."""
     names = ((NAME.fullmatch(path.name), path) for path in run_dir.glob("checkpoint-*.pt"))
-    found = [((int(name[1]), int(name[2] or 0)), path) for name, path in names if name]
+    named = ((name, path) for name, path in names if name and path.is_file())
+    found = [((int(name[1]), int(name[2] or 0)), path) for name, path in named]
     return [path for _, path in sorted(found)]
 
 

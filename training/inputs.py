@@ -42,22 +42,21 @@ def refuse_changes(
     """
     if before is None:
         return
-    data, path = before["data"], options["dataset"]["path"]
-    if changes := [_change(key, data[key], now["data"][key]) for key in data if _differs(
-        key, data, now["data"])]:  # fmt: skip
+    data = before.get("data") if isinstance(before, Mapping) else None
+    if not isinstance(data, Mapping):
+        raise ValueError("the checkpoint does not name its images; start anew with --fresh")
+    path, known, source = options["dataset"]["path"], now["data"], before.get("source")
+    differing = [key for key in data if data[key] != known.get(key)]
+    if changes := [_change(key, data[key], known.get(key)) for key in differing]:
         raise ValueError(
             f"--data={path} has changed since the checkpoint of this run: {', '.join(changes)}; "
             "put back what it was, or start anew with --fresh"
         )
-    if None not in (before["source"], now["source"]) and before["source"] != now["source"]:
+    if None not in (source, now["source"]) and source != now["source"]:
         raise ValueError(
             f"--resume={options['resume']} is another network than when this run began; put it "
             "back, or start anew with --fresh"
         )
-
-
-def _differs(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    return bool(before[key] != now.get(key))
 
 
 def _change(key: str, before: Any, now: Any) -> str:

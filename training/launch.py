@@ -79,7 +79,7 @@ def _work(options: Mapping[str, Any], outdir: Path, fresh: bool, watch: Watch | 
         status = INTERRUPTED
     except Diverged as reason:
         if distributed.rank() == 0:
-            print(f"Error: {reason}", file=sys.stderr, flush=True)
+            print(f"Error: {legible(reason)}", file=sys.stderr, flush=True)
         status = DIVERGED
     except BrokenPipeError:  # in a line that is said before there is anything to save
         silence_output()

@@ -204,7 +204,11 @@ def differences(stored: Mapping[str, Any], options: Mapping[str, Any]) -> list[s
         derived -= {"batch_gpu"}
     wanted, have = (_flat({k: v for k, v in o.items() if k not in _OF_NO_WEIGHT})
                     for o in (options, stored))  # fmt: skip
-    places = [p for p in {**have, **wanted} if wanted.get(p) != have.get(p) and p not in derived]
+    differing = [place for place in {**have, **wanted} if wanted.get(place) != have.get(place)]
+    named = {place: ".".join(place) for place in differing}
+    numbers = (int, float)  # a stranger's run may hold anything in place of what was derived
+    kept = {p for p, n in named.items() if n in derived and isinstance(have.get(p), numbers)}
+    places = {place: name for place, name in named.items() if place not in kept}
     if not places:
         return []
     before, now = (o.get("given") or {} for o in (stored, options))
@@ -213,7 +217,7 @@ def differences(stored: Mapping[str, Any], options: Mapping[str, Any]) -> list[s
     if keys:
         pairs = [(f"--{k.replace('_', '-')}", before.get(k), now.get(k)) for k in keys]
     else:
-        pairs = [(place, have.get(place), wanted.get(place)) for place in places]
+        pairs = [(name, have.get(place), wanted.get(place)) for place, name in places.items()]
     return [f"{name} ({_shown(old)}, now {_shown(new)})" for name, old, new in pairs]
 
 
@@ -279,14 +283,14 @@ def _numbered(outdir: Path) -> list[tuple[int, Path]]:
     return sorted(((int(m[0]), path) for m, path in matches if m and path.is_dir()), reverse=True)
 
 
-def _flat(value: Any, place: str = "") -> dict[str, Any]:
-    """Return the leaves of nested objects by their dotted place; the plugins' order is a leaf."""
+def _flat(value: Any, place: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Return the leaves of nested objects by their place; the plugins' order is a leaf."""
     if not isinstance(value, Mapping):
         return {place: value}
-    leaves = {f"{place} (order)": list(value)} if place == "plugins" else {}
+    leaves: dict[tuple[str, ...], Any] = {}
     for key, inner in value.items():
-        leaves |= _flat(inner, f"{place}.{key}" if place else key)
-    return leaves
+        leaves |= _flat(inner, (*place, key))
+    return leaves | ({(*place, "(order)"): list(value)} if place == ("plugins",) else {})
 
 
 def _shown(value: Any) -> str:

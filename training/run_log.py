@@ -37,8 +37,11 @@ class RunLog:
         self._dir, self._active, self._say = run_dir, distributed.rank() == 0, say
         self._board: Any = None
         if self._active:
+            metrics = [*run_dir.glob("metric-*.jsonl")]
+            for path in (run_dir / "log.txt", run_dir / "stats.jsonl", *metrics):
+                _refuse_link(path)
             _forget_after(run_dir / "stats.jsonl", cur_nimg)
-            for path in run_dir.glob("metric-*.jsonl"):
+            for path in metrics:
                 _forget_after(path, cur_nimg if measured else cur_nimg - 1)
             self._board = _tensorboard(run_dir, cur_nimg)
 
@@ -163,6 +166,12 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}h {minutes:02d}m {rest:02d}s"
     return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+
+
+def _refuse_link(path: Path) -> None:
+    """Refuse to add lines to what only points to a file; a run directory may be a stranger's."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ValueError(f"{path}: not a plain file, so nothing is written to it; remove it")
 
 
 def _forget_after(path: Path, cur_nimg: int) -> None:

@@ -90,8 +90,8 @@ class Snapshots:
             self._save_network()
             self._save_fakes(self._fakes)
 
-    def measure(self, path: Path) -> None:
-        """Compute the metrics of a snapshot, and keep it if it is the best so far."""
+    def measure(self) -> None:
+        """Compute the metrics of this moment's snapshot, and keep it if it is the best so far."""
         G = copy.deepcopy(self._state.G_ema).eval()
         results = metrics.compute(
             self.metrics,
@@ -102,12 +102,12 @@ class Snapshots:
             trust=self._trust,
             seed=self._options["seed"],
             kimg=self._state.cur_nimg / 1000,
-            snapshot=path.name,
+            snapshot=self.path.name,
         )
         for index, result in enumerate(results):
             self._log.metric(result, self._state.cur_nimg)
             if index == 0:
-                self._judge(result, path)
+                self._judge(result, self.path)
 
     def measuring_sec(self, *, quick: bool = False) -> metrics.Seconds:
         """Return how long the metrics of a snapshot take, from a few of the images they need."""

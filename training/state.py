@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from metrics import results
 from stylegan2_fewshot import Plugins, Run, distributed, stats
 from stylegan2_fewshot.loss import StyleGAN2Loss
 from stylegan2_fewshot.plugin import seed_of
@@ -17,7 +18,19 @@ from . import construction
 from .dataset import ImageDataset
 from .networks import Discriminator, Generator
 
-_NUMBERS = ("cur_nimg", "best", "snapshots_since_best", "unmeasured", "inputs")
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+# What a checkpoint holds besides tensors, and which values it may have.
+_NUMBERS: dict[str, Callable[[Any], bool]] = {
+    "cur_nimg": _is_count,
+    "best": lambda value: value is None or results.is_result(value),
+    "snapshots_since_best": _is_count,
+    "unmeasured": lambda value: value is None or isinstance(value, str),
+    "inputs": lambda value: value is None or isinstance(value, Mapping),
+}
 
 
 @dataclass
@@ -78,7 +91,7 @@ class State:
         for name in ("G", "D", "G_ema", "plugins"):
             getattr(self, name).load_state_dict(saved[name])
         for name, opt in self.optimizers.items():
-            opt.load_state_dict(saved[f"{name}_opt"])
+            _load_adam(opt, saved[f"{name}_opt"])
         rank, world = distributed.rank(), distributed.world_size()
         means = saved.get("pl_means", ())
         own = means[rank] if len(means) == world else saved["pl_mean"].item()
@@ -88,8 +101,11 @@ class State:
             stats.restore(moments[rank : rank + 1])
         else:  # another number of ranks: what they all hold together counts
             stats.restore(moments if rank == 0 else [])
-        for name in _NUMBERS:
-            setattr(self, name, saved.get(name) if name in saved else getattr(self, name))
+        for name, allows in _NUMBERS.items():
+            value = saved.get(name, getattr(self, name))
+            if not allows(value):
+                raise ValueError(f"{name} is {value!r}")
+            setattr(self, name, value)
 
     @torch.no_grad()
     def not_finite(self) -> str | None:
@@ -148,6 +164,35 @@ def construct(
             raise ValueError(f"no parameter of {name} is left to train; freeze fewer layers")
         optimizers[name] = torch.optim.Adam(trained[name].values(), fused=True, **adam[name])
     return State(G, D, G_ema, optimizers, plugins, loss, dataset, trained=trained), path
+
+
+def _load_adam(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Take over an Adam's averages; the rest of what a checkpoint says of it follows from options.
+
+    Its kernel trusts their shapes and strides, and would write past the end of smaller ones.
+    """
+    groups: list[dict[str, Any]] = optimizer.state_dict()["param_groups"]
+    sizes, saved_sizes = ([len(g["params"]) for g in gs] for gs in (groups, saved["param_groups"]))
+    if sizes != saved_sizes:
+        raise ValueError(f"an optimizer of {saved_sizes} parameters, not {sizes}")
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    state = {
+        i: _averages(p, saved["state"][i]) for i, p in enumerate(params) if i in saved["state"]
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _averages(param: Tensor, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = {
+        "step": torch.zeros([]),
+        "exp_avg": torch.zeros_like(param),
+        "exp_avg_sq": torch.zeros_like(param),
+    }
+    for name, tensor in found.items():
+        if saved[name].shape != tensor.shape:
+            raise ValueError(f"{name} of shape {[*saved[name].shape]}, not {[*tensor.shape]}")
+        tensor.copy_(saved[name])
+    return found
 
 
 def _adam(kwargs: Mapping[str, Any], interval: int) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
+from stylegan2_fewshot.files import legible
+
 Handler = Callable[[int, FrameType | None], Any] | int | None  # what a signal does
 
 
@@ -77,7 +79,7 @@ class Requests:
     def say(self, text: str) -> None:
         """Print a line; a reader that has gone away, as `| head`, asks to stop."""
         try:
-            print(text, flush=True)
+            print(legible(text), flush=True)
         except BrokenPipeError:
             silence_output()
             self.asked = True

@@ -258,7 +258,7 @@ class _Run:
         """Measure a snapshot that is saved but not measured; return whether to end early."""
         if self.state.unmeasured:
             with self.requests.at_once("stopped while measuring"):
-                self.snapshots.measure(self.run_dir / self.state.unmeasured)
+                self.snapshots.measure()
             self.state.unmeasured = None
             self._save_checkpoint()
         return bool(self.snapshots.metrics) and self.snapshots.gives_up()

@@ -13,6 +13,7 @@ from .runs import Series
 WIDTH, HEIGHT = 420, 220
 LEFT, RIGHT, TOP, BOTTOM = 60, 12, 12, 34
 MOST_POINTS = 300
+LARGEST = 1e300  # the distance between two numbers is a number, too
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def chart(title: str, lines: Sequence[Line]) -> Markup:
 
     Args:
         title: What it shows, for those who hear it.
-        lines: Values that are not finite are left out.
+        lines: Points that are not finite, or too large to draw, are left out.
     """
     kept = [(line, _finite(line.points)) for line in lines]
     kept = [(line, points) for line, points in kept if points]
@@ -56,7 +57,7 @@ def chart(title: str, lines: Sequence[Line]) -> Markup:
 def ticks(low: float, high: float, count: int) -> list[float]:
     """Return round numbers, evenly spaced, from at most `low` to at least `high`."""
     span = high - low or abs(high) or 1.0
-    rough = span / count
+    rough = max(span / count, 1 / LARGEST)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
     first = math.floor(low / step + 1e-9)
@@ -65,7 +66,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def _finite(points: Series) -> Series:
-    usable = [(k, v) for k, v in points if math.isfinite(v)]
+    usable = [(k, v) for k, v in points if abs(k) < LARGEST and abs(v) < LARGEST]
     stride = -(-len(usable) // MOST_POINTS) or 1
     return usable if stride == 1 else [*usable[:-1:stride], usable[-1]]
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from training import images
+
 from .runs import Run
 
 SMALL = 16  # side of the pictures that pixel distances are taken on
@@ -25,7 +27,7 @@ Images = np.ndarray  # uint8 [N, R, R, 3]
 
 def cells(path: Path) -> Images:
     """Return the pictures of a grid that training saved, in their order."""
-    with Image.open(path) as grid:
+    with images.opened(path, path) as grid:
         flat = grid.convert("RGBA" if grid.has_transparency_data else "RGB")
         if flat.mode == "RGBA":
             flat = Image.alpha_composite(Image.new("RGBA", flat.size, "white"), flat).convert("RGB")
