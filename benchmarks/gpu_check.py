@@ -61,7 +61,7 @@ TOY = Size(16, ("--cbase=64", "--cmax=8", "--zdim=8", "--map-depth=1", "--ops=to
 
 def job(name: str, size: Size, device: str, folder: Path, gpus: int = 1) -> Iterator[Part]:
     """Yield the training of a source network, and the main job, APA and EWC, that starts from it;
-    on one device, also the same with CUDA graphs beside itself without.
+    on one device, also the same, and ADA, with CUDA graphs beside without.
 
     Args:
         name: Name of the part, and of its folder.
@@ -94,6 +94,9 @@ def job(name: str, size: Size, device: str, folder: Path, gpus: int = 1) -> Iter
     if gpus == 1:
         compare = ("-m", "benchmarks.graphs", f"{max(size.iterations, 2)}")
         yield Part(f"{name}: without and with graphs", lambda: adapt(compare), 240)
+        ada = ("--aug=ada", "--target=-1", f"--ada-kimg={2 * kimg:g}")  # p moves up to 1/2
+        pipe = f"{name}: ADA without and with graphs"
+        yield Part(pipe, lambda: [*compare, *train("ada", *ada)[1:]], 240)
 
 
 def draw_images(folder: Path, resolution: int) -> None:
@@ -141,7 +144,9 @@ def parts(
         return
     for what in ("ops", "train256", *(() if quick else ("train1024",))):
         yield Part(f"{what}, fp16", bench(what, "--precision=fp16"), 240)
-    yield Part("ops, fp16, channels last", bench("ops", "--precision=fp16", "--nhwc"), 120)
+    for what in ("ops", "train256"):  # in either layout, so that whoever has a card can choose
+        last = bench(what, "--precision=fp16", "--nhwc")
+        yield Part(f"{what}, fp16, channels last", last, 120)
     yield Part("demo64, fp32", bench("demo64"), 120)
 
 

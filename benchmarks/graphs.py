@@ -12,8 +12,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 SLACK = 10  # times the noise between two trainings without graphs, by which losses may differ
 ROUNDING = 1e-3  # the same where these are equal
 Means = dict[str, float]
@@ -55,8 +53,7 @@ def measure(values: Mapping[str, Any], iterations: int) -> tuple[float, float, M
     captured = graphs.of(found.options, state, device, print)
     phases = Phases(found.options, state, device, captured)
     stats.restore([])
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    distributed.forget_peak(device)
     start, half = 0.0, iterations // 2
     for number, (images, labels) in enumerate(batches(found.options, state.dataset, 0, device), 1):
         phases.iterate(images, labels)

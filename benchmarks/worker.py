@@ -41,6 +41,7 @@ TRANSFORMS = (
 )
 AUGMENT_P = 0.2
 SEEDS = 3
+PEAKS: list[float] = []  # of the GPU's memory in GiB, between calls of `forget_peak`
 Values = dict[str, float]
 CHOICES: dict[str, Callable[[], None]] = {"": lambda: None}  # of kernels, by the name of the side
 
@@ -95,14 +96,21 @@ def once(fn: Callable[[], object]) -> float:
 
 
 def in_turn(row: str, fn: Callable[[], object]) -> Values:
-    """Time a function with each choice of kernels; emit the results, by side, and return them."""
+    """Time a function with each choice of kernels; emit the results, by side, and return them.
+
+    On a GPU also its peak memory, without that of its first time, when cuDNN tries algorithms.
+    """
     times: dict[str, list[float]] = {side: [] for side in CHOICES}
-    for _ in range(args.reps + 1):
+    for number in range(args.reps + 1):
+        if number == 1:
+            forget_peak()
         for side, choose in CHOICES.items():
             choose()
             times[side].append(once(fn))
     took = {side: min(each[1:]) for side, each in times.items()}
     emit_all(row, took)
+    if DEVICE.type == "cuda":
+        emit(row=f"{row}: peak GiB", value=torch.cuda.max_memory_allocated() / 2**30)
     return took
 
 
@@ -334,9 +342,18 @@ def time_training(case: Case) -> None:
     emit_all("sec/kimg", {side: value * 1000 for side, value in per_image.items()})
 
 
-def peak_memory_gb() -> float:
+def forget_peak() -> None:
+    """Note the peak of the GPU's memory so far, and let it start from what is in use now."""
     if DEVICE.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
+        PEAKS.append(torch.cuda.max_memory_allocated() / 2**30)
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory_gb() -> float:
+    """Return the peak of the process, that of cuDNN's trials included."""
+    if DEVICE.type == "cuda":
+        forget_peak()
+        return max(PEAKS)
     import resource
 
     unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere

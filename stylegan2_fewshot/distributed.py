@@ -230,6 +230,12 @@ def memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
+def forget_peak(device: torch.device) -> None:
+    """Let the peak of `memory_gb` start from what is in use now; on the CPU it is of all time."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 class CUDAGraphs:
     """Captures work of a CUDA device, all of it in one pool of memory.
 

@@ -322,12 +322,8 @@ def test_there_are_no_graphs_on_the_cpu_nor_where_they_are_off():
     assert graphs.of({"graphs": "off"}, state, torch.device("cuda", 0), pytest.fail) is None
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"ewc": {"lambda_": 1.0}}, {"fsgan": {}}, {"adam": {}}, {"rick": {}}],
-    ids="-".join,
-)
-def test_what_stays_outside_of_graphs_does_not_wait_for_the_device(options):
+def on_meta(options):
+    """Return the state of a run on a device that has no values."""
     state = start(options)
     for module in (state.G, state.D, state.G_ema, state.plugins):
         module.to(META)
@@ -336,11 +332,35 @@ def test_what_stays_outside_of_graphs_does_not_wait_for_the_device(options):
         state.optimizers[net] = torch.optim.Adam(state.trained[net].values(), lr=0.1, fused=False)
         for param in state.trained[net].values():
             param.grad = torch.zeros_like(param)
-    phases = Phases(few_steps.OPTIONS, state, META)
+    return state
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"ewc": {"lambda_": 1.0}}, {"fsgan": {}}, {"adam": {}}, {"rick": {}}],
+    ids="-".join,
+)
+def test_what_stays_outside_of_graphs_does_not_wait_for_the_device(options):
+    phases = Phases(few_steps.OPTIONS, on_meta(options), META)
     with Rules():
         phases.step("G")
         phases.step("D")
         phases.update_ema()
+
+
+def test_ranks_exchange_tensors_of_the_device_and_flags_of_the_cpu(monkeypatch):
+    state, sent = on_meta({"ada": {}, "apa": {}, "lecam": {"lambda_": 0.1}, "ewc": {}}), []
+    group = {"is_initialized": True, "get_world_size": 2, "get_rank": 0}
+    for name, value in group.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    monkeypatch.setattr(torch.distributed, "all_reduce", sent.append)
+    phases = Phases(few_steps.OPTIONS, state, META)
+    phases.step("G")
+    phases.step("D")
+    state.plugins.after_step(0)
+    flags = [x for x in sent if x.device != META]  # NCCL takes none of them, gloo does
+    assert [len(x) for x in flags] == [len(state.trained[net]) for net in "GD"]
+    assert len(sent) - len(flags) == 2 + 4  # gradients; sums of ADA, LeCam, and two of APA
 
 
 def on_a_rank(place):

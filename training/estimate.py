@@ -45,7 +45,8 @@ def estimate(options: Mapping[str, Any], dataset: ImageDataset) -> str:
     kept = now(device)
     state, _ = construct(options, dataset, device)
     setup = now(device) - kept
-    per_iteration = _iteration_sec(options, state, device)
+    peaks = {"": distributed.memory_gb(device)}
+    per_iteration = _iteration_sec(options, state, device, peaks)
     with tempfile.TemporaryDirectory() as folder:
         log = RunLog(Path(folder))
         saved = Snapshots(options, Path(folder), state, log, device)
@@ -59,9 +60,12 @@ def estimate(options: Mapping[str, Any], dataset: ImageDataset) -> str:
     what = f"{count} snapshots of {snapshot:.1f} s"
     what += f" and {measuring:.0f} s of metrics" if saved.metrics else ""
     once = kept - started - setup
+    memory, largest = max(*peaks.values(), distributed.memory_gb(device)), ""
+    if device.type == "cuda":
+        largest = ", ".join(f"{phase} {peak:.2f}" for phase, peak in peaks.items() if phase)
     lines = [
         f"Time    {duration(total)}: {per_iteration * 1000 / batch:.1f} s/kimg, {what}",
-        f"Memory  {distributed.memory_gb(device):.2f} GiB on {device}",
+        f"Memory  {memory:.2f} GiB on {device}" + f" ({largest})" * bool(largest),
         f"Disk    {disk / 2**30:.2f} GiB for {count} networks and the newest checkpoints",
     ]
     if once >= 1:
@@ -69,8 +73,18 @@ def estimate(options: Mapping[str, Any], dataset: ImageDataset) -> str:
     return "\n".join(lines)
 
 
-def _iteration_sec(options: Mapping[str, Any], state: Any, device: torch.device) -> float:
-    """Return the seconds of an iteration on average, its lazy regularisation included."""
+def _iteration_sec(
+    options: Mapping[str, Any], state: Any, device: torch.device, peaks: dict[str, float]
+) -> float:
+    """Return the seconds of an iteration on average, its lazy regularisation included.
+
+    Args:
+        options: Options of the run.
+        state: What is trained.
+        device: Where.
+        peaks: Is given the peak memory in GiB of each phase, and under "" that of the first times,
+            when cuDNN tries what is fastest.
+    """
     captured = graphs.of(options, state, device, print)
     phases = Phases(options, state, device, captured)
     share = options["batch_size"] // options.get("gpus", 1)  # of one of the processes
@@ -80,17 +94,22 @@ def _iteration_sec(options: Mapping[str, Any], state: Any, device: torch.device)
     def timed(work: Callable[[], object]) -> float:
         for _ in range(2 if captured else 1):
             work()
+        peaks[""] = max(peaks[""], distributed.memory_gb(device))
+        distributed.forget_peak(device)
         start = now(device)
         for _ in range(ITERATIONS):
             work()
         return (now(device) - start) / ITERATIONS
 
+    def of_phase(phase: str) -> float:
+        seconds = timed(lambda: phases.run(phase, 1.0, real, real_c))
+        peaks[phase] = distributed.memory_gb(device)
+        return seconds
+
     seconds = timed(phases.update_ema)
     for net in "GD":
         interval = options[f"{net}_reg_interval"]
-        main, regular = (lambda n=f"{net}{kind}": phases.run(n, 1.0, real, real_c)
-                         for kind in ("main", "reg"))  # fmt: skip
-        seconds += timed(main) + timed(regular) / interval
+        seconds += of_phase(f"{net}main") + of_phase(f"{net}reg") / interval
     return seconds
 
 
