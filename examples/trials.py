@@ -126,7 +126,7 @@ def train(trials: Sequence[Trial], out: Path, *, jobs: int | None = None) -> dic
             for trial in trials
             if trial.finished(out) is None
         ]
-        _watch(trials, out, running)
+        watch(trials, out, running)
     return finished(trials, out)
 
 
@@ -158,7 +158,7 @@ def finished(trials: Iterable[Trial], out: Path) -> dict[Trial, Path]:
     return {trial: found for trial in trials if (found := trial.finished(out))}
 
 
-def _watch(trials: Sequence[Trial], out: Path, running: Sequence[Future[None]]) -> None:
+def watch(trials: Sequence[Trial], out: Path, running: Sequence[Future[None]]) -> None:
     """Show a progress bar over all trials until they are done, or the first one fails."""
     total = sum(trial.kimg for trial in trials)
     start = sum(trial.progress(out) for trial in trials)

@@ -146,7 +146,7 @@ def load(
     """
     if not is_built_in(name):
         return _file(name, device, trust, sha256)
-    build = _BUILDERS[name]
+    build = BUILDERS[name]
     detector = build(device, trust) if name in _UNPINNED else build(device)
     _check(name, detector.sha256, sha256)
     return detector
@@ -154,7 +154,7 @@ def load(
 
 def is_built_in(name: str) -> bool:
     """Return whether a name is one of ours, which a file of a stranger may ask for."""
-    return name in _BUILDERS
+    return name in BUILDERS
 
 
 def _check(name: object, found: str, expected: str | None) -> None:
@@ -208,7 +208,7 @@ def _lpips(device: torch.device, *, name: str) -> Detector:
 
 
 _UNPINNED = {"nvidia-vgg16", "nvidia-lpips"}  # TorchScript of no known hash
-_BUILDERS: Mapping[str, Callable[..., Detector]] = {
+BUILDERS: Mapping[str, Callable[..., Detector]] = {
     "inception": _inception,
     "inception-probabilities": functools.partial(_inception, probabilities=True),
     "nvidia-vgg16": _nvidia_vgg16,
@@ -236,7 +236,7 @@ def _file(name: str, device: torch.device, trust: Trust, sha256: str | None) -> 
         raise DetectorMissing(
             f"{path}: files of torch.export are not read, since they hold Python that runs as "
             "they load; write a TorchScript file (torch.jit.trace), or name one of "
-            f"{', '.join(_BUILDERS)}"
+            f"{', '.join(BUILDERS)}"
         )
     network, found = _script(path, device, trust, sha256)
     return _whole(path.stem, network, found, Resize(224, "bicubic"))

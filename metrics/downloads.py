@@ -19,7 +19,7 @@ from stylegan2_fewshot.progress import progress
 
 _ATTEMPTS = 3
 _TIMEOUT_SEC = (10, 60)  # to connect; between two pieces
-_CHUNK = 1 << 20
+CHUNK = 1 << 20
 
 
 class SourceError(ValueError):
@@ -147,7 +147,7 @@ def _continue(url: str, part: Path) -> None:
         name = part.name.removesuffix(".part")
         bar = progress(desc=name, initial=start, total=total, unit="B")
         with bar, part.open("ab" if start else "wb") as file:
-            for chunk in response.iter_content(_CHUNK):
+            for chunk in response.iter_content(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
             file.flush()

@@ -14,7 +14,7 @@ from .detectors import Detector, to_rgb
 from .features import Fakes, InMemory, Reals, Source, Subject, cached, extract, unchanged
 
 _SAMPLED_GROUPS = 3  # and another before them, to warm up
-_IN_MEMORY_BYTES = 2**28  # 5,000 fakes of up to 96 x 96 pixels, 1,000 of 256 x 256
+IN_MEMORY_BYTES = 2**28  # 5,000 fakes of up to 96 x 96 pixels, 1,000 of 256 x 256
 
 
 class Evaluation:
@@ -52,7 +52,7 @@ class Evaluation:
     def fakes(self, size: int) -> Source:
         """Return the first fakes as a source of images; small ones are made once and kept."""
         most = max([size, *self._expected.values()])
-        if most * 4 * self.subject.G.img_resolution**2 > _IN_MEMORY_BYTES:
+        if most * 4 * self.subject.G.img_resolution**2 > IN_MEMORY_BYTES:
             return Fakes(self.subject, size)
         if len(self._images) < size:
             self._images = self.extract(Fakes(self.subject, most), unchanged, "fakes")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_ENTRIES = 2**25  # distances held at a time
+ENTRIES = 2**25  # distances held at a time
 
 
 def precision_recall(
@@ -65,6 +65,6 @@ def _covered(points: Tensor, centres: Tensor, k: int, half: bool) -> float:
 def _distances(x: Tensor, y: Tensor, half: bool = False) -> Iterator[Tensor]:
     """Yield blocks of rows of the matrix of Euclidean distances."""
     x, y = (t.half().double() if half else t.double() for t in (x, y))
-    for rows in x.split(max(1, _ENTRIES // len(y))):
+    for rows in x.split(max(1, ENTRIES // len(y))):
         distances = torch.cdist(rows, y)
         yield distances.half().float() if half else distances  # a half has no kthvalue on the CPU

@@ -24,11 +24,12 @@ from typing import Any
 
 import click
 import numpy as np
+import tiny
 import torch
 from PIL import Image
 
 from stylegan2_fewshot.methods.prior import instances
-from training import checkpoint, networks, pickles, run_dir
+from training import checkpoint, pickles, run_dir
 from training.dataset import ImageDataset
 from training.stopping import Interrupted
 from training.training_loop import train
@@ -45,10 +46,7 @@ def make_inputs(folder: Path) -> dict[str, Any]:
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(data / f"{number}.png")
     widths = dict(channel_base=128, channel_max=8)
-    torch.manual_seed(0)
-    G = networks.Generator(8, 0, 8, 16, 3, dict(num_layers=2), widths)
-    D = networks.Discriminator(0, 16, 3, **widths, epilogue_kwargs=dict(mbstd_group_size=2))
-    pickles.save(folder / "source.pkl", G=G, D=D, G_ema=G)
+    tiny.save(folder / "source.pkl")
     plugins: dict[str, Any] = {
         "ada": {"target": -1.0, "kimg": 0.1},
         "apa": {"target": -1.0, "kimg": 0.1},

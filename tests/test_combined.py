@@ -7,22 +7,18 @@ import itertools
 
 import few_steps
 import pytest
+import tiny
 import torch
 
 from stylegan2_fewshot import distributed
 from stylegan2_fewshot.methods.prior import instances
-from training import pickles
 from training.dataset import ImageDataset
-from training.networks import Discriminator, Generator
 from training.phases import Phases, batches
 from training.state import construct
 
-WIDTHS = dict(channel_base=64, channel_max=8)
-
 
 def networks():
-    G = Generator(8, 0, 8, 8, 3, dict(num_layers=2), WIDTHS)
-    D = Discriminator(0, 8, 3, **WIDTHS, epilogue_kwargs=dict(mbstd_group_size=2))
+    G, D = tiny.networks(8, channel_base=64)
     return {"G": G, "D": D}
 
 
@@ -48,11 +44,7 @@ ADAM = {"probe": 2, "batches": 2}
 @pytest.fixture
 def with_source(tiny_options, tmp_path):
     """Return options of a run from a source, with EWC and the prior."""
-    torch.manual_seed(0)
-    widths = dict(channel_base=128, channel_max=8)
-    G = Generator(8, 0, 8, 16, 3, dict(num_layers=2), widths)
-    D = Discriminator(0, 16, 3, **widths, epilogue_kwargs=dict(mbstd_group_size=2))
-    pickles.save(tmp_path / "source.pkl", G=G, D=D, G_ema=G)
+    tiny.save(tmp_path / "source.pkl")
     dataset = ImageDataset(**tiny_options["dataset"])
     files = {name: instances.digest(data) for name, data in dataset.files()}
     meta = {"backbone": "none", "backbone_sha256": "0", "resize": "none", "files": files}

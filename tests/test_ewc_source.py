@@ -6,6 +6,7 @@ import copy
 import json
 
 import pytest
+import tiny
 import torch
 from click.testing import CliRunner
 from test_training_loop import assert_same_state
@@ -13,7 +14,7 @@ from test_training_loop import assert_same_state
 import train as command
 from stylegan2_fewshot import Plugins, files, fisher, stats
 from stylegan2_fewshot.fisher.file import LIKELIHOOD, Fisher
-from training import checkpoint, networks, pickles
+from training import checkpoint, pickles
 from training.construction import summary
 from training.dataset import ImageDataset
 from training.training_loop import construct, train
@@ -24,14 +25,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def source(tmp_path):
     """Return a pickle whose G and G_ema are far apart."""
-    torch.manual_seed(0)
-    shared = dict(channel_base=128, channel_max=8, num_fp16_res=0)
-    shape = dict(c_dim=0, img_resolution=16, img_channels=3)
-    mapping = dict(num_layers=2)
-    G = networks.Generator(
-        z_dim=8, w_dim=8, mapping_kwargs=mapping, synthesis_kwargs=shared, **shape
-    )
-    D = networks.Discriminator(**shape, **shared, epilogue_kwargs=dict(mbstd_group_size=2))
+    G, D = tiny.networks(num_fp16_res=0)
     G_ema = copy.deepcopy(G)
     with torch.no_grad():
         for param in G_ema.parameters():

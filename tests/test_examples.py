@@ -172,7 +172,7 @@ class FailsAfterAWhile(Future):
 def test_a_run_that_fails_is_never_overlooked():
     failing = FailsAfterAWhile()
     with pytest.raises(click.ClickException, match="no memory"):
-        trials._watch([failing], Path("out"), [failing])
+        trials.watch([failing], Path("out"), [failing])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from click.testing import CliRunner
 
@@ -17,7 +18,6 @@ from stylegan2_fewshot.fisher.estimator import Estimator, Settings, Sums, estima
 from stylegan2_fewshot.fisher.file import Fisher
 from tools import fisher as command
 from training import pickles
-from training.networks import Discriminator, Generator
 
 Z_DIM = 3
 MANY = Settings(samples=4000)
@@ -65,22 +65,7 @@ def closed_form(first_column):
 @pytest.fixture(scope="module")
 def nets():
     """Return a small conditional G and D with noise that matters."""
-    torch.manual_seed(0)
-    width = dict(channel_base=128, channel_max=16)
-    G = Generator(
-        z_dim=8,
-        c_dim=3,
-        w_dim=8,
-        img_resolution=16,
-        img_channels=3,
-        mapping_kwargs=dict(num_layers=2),
-        synthesis_kwargs=width,
-    )
-    for name, parameter in G.named_parameters():
-        if name.endswith("noise_strength"):
-            parameter.data.fill_(0.3)
-    D = Discriminator(c_dim=3, img_resolution=16, img_channels=3, **width)
-    return G, D
+    return tiny.networks(c_dim=3, noise=0.3, group=4, channel_max=16)
 
 
 def distance(one, other):
@@ -134,13 +119,13 @@ def test_one_sample_has_no_standard_error():
     assert meta["standard_error"] == {"G.weight": None}
 
 
-def test_vectorized_equals_the_loop(nets):
+def test_vectorized_equals_the_loop(nets, capsys):
     settings = Settings(samples=6, discriminator=True)
     loop = estimate(*nets, settings, vectorized=False)
     assert all((value >= 0).all() for value in loop.values.values())
-    assert fisher._vectorizes(Estimator(*nets, settings, None))
     for batch in (1, 4):
         assert distance(estimate(*nets, settings, batch=batch).values, loop.values) < 1e-5
+    assert "one sample at a time" not in capsys.readouterr().out
 
 
 def test_names_and_shapes_are_those_of_the_parameters(nets):

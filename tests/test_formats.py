@@ -8,6 +8,7 @@ import os
 import re
 import struct
 import sys
+import tempfile
 import zipfile
 from argparse import Namespace
 from pathlib import Path
@@ -166,13 +167,20 @@ def test_onnx_gives_the_images(tmp_path, c_dim):
 # Rosinality's files, as its own code writes them: no arguments, and much besides.
 
 
+def written():
+    """What `rosinality.write` writes of the networks: their tensors, by its names for them."""
+    with tempfile.TemporaryDirectory() as folder:
+        rosinality.write(Path(folder) / "x.pt", networks())
+        content = torch.load(Path(folder) / "x.pt", weights_only=True)
+    return {theirs: content[theirs] for theirs in rosinality.KEYS.values()}
+
+
 def checkpoint(c=None, **changes):
     """What its training saves, from what `rosinality.write` writes."""
     stream = io.BytesIO()
     content = dict(args=Namespace(size=16), ada_aug_p=0.25)
     content["g_optim"] = torch.optim.Adam(nn.Linear(2, 2).parameters()).state_dict()
-    for key, net in networks().items():
-        content[rosinality.KEYS[key]] = rosinality._written(key, net)
+    content |= written()
     content["g_optim"]["state"] = {0: {"step": torch.tensor(1.0)}}
     content.update(changes)
     save = c or torch.save
@@ -204,17 +212,14 @@ def test_mean_of_w_is_measured_where_it_is_missing(tmp_path):
 
 
 def test_names_of_parallel_training_are_read(tmp_path):
-    state = rosinality._written("D", networks()["D"])
-    data = checkpoint(d={f"module.{name}": tensor for name, tensor in state.items()})
+    data = checkpoint(d={f"module.{name}": tensor for name, tensor in written()["d"].items()})
     (tmp_path / "x.pt").write_bytes(data)
     read = pickles.load(tmp_path / "x.pt").D
     assert torch.equal(read.b16.conv0.weight, networks()["D"].b16.conv0.weight)
 
 
 def changed(key, name, tensor):
-    nets = {ours: rosinality._written(ours, net) for ours, net in networks().items()}
-    state = nets[{"g": "G", "d": "D", "g_ema": "G_ema"}[key]]
-    state[name] = tensor
+    state = {**written()[key], name: tensor}
     return checkpoint(**{key: {n: t for n, t in state.items() if t is not None}})
 
 

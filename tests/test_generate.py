@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -15,30 +16,16 @@ import generate
 from stylegan2_fewshot import distributed
 from tools.choices import SEEDS
 from training import generation, grids, pickles
-from training.networks import Discriminator, Generator
-
-
-def build(path: Path, c_dim: int = 0, channels: int = 3, **mapping: Any) -> Path:
-    torch.manual_seed(0)
-    shape = {"c_dim": c_dim, "img_resolution": 16, "img_channels": channels}
-    widths = {"channel_base": 128, "channel_max": 8}
-    small = {"mapping_kwargs": {"num_layers": 2, **mapping}, "synthesis_kwargs": widths}
-    G = Generator(z_dim=8, w_dim=8, **shape, **small)
-    for name, parameter in G.named_parameters():
-        if name.endswith("noise_strength"):  # starts at 0, where the noise mode changes nothing
-            parameter.data.fill_(1.0)
-    pickles.save(path, G=G, D=Discriminator(**shape, **widths), G_ema=G)
-    return path
 
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("plain") / "net.pkl")
+    return tiny.save(tmp_path_factory.mktemp("plain") / "net.pkl", noise=1)
 
 
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("classes") / "net.pkl", c_dim=3)
+    return tiny.save(tmp_path_factory.mktemp("classes") / "net.pkl", c_dim=3, noise=1)
 
 
 def run(*arguments: object) -> Result:
@@ -113,7 +100,7 @@ def test_grid_shows_every_seed(network: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
 def test_channels(tmp_path: Path, channels: int, mode: str) -> None:
-    network = build(tmp_path / "net.pkl", channels=channels)
+    network = tiny.save(tmp_path / "net.pkl", noise=1, channels=channels)
     run("--network", network, "--seeds", 0, "--outdir", tmp_path, "--grid")
     with Image.open(tmp_path / "seed0000.png") as image:
         assert image.mode == mode
@@ -163,7 +150,12 @@ def test_bad_networks(tmp_path: Path) -> None:
 
 
 def test_truncation_needs_a_mean(tmp_path: Path) -> None:
-    options = ("--network", build(tmp_path / "net.pkl", w_avg_beta=None), "--seeds", 0)
+    options = (
+        "--network",
+        tiny.save(tmp_path / "net.pkl", mapping={"w_avg_beta": None}),
+        "--seeds",
+        0,
+    )
     assert run(*options, "--outdir", tmp_path).exit_code == 0
     result = run(*options, "--outdir", tmp_path, "--trunc", 0.7)
     assert_one_line(result, "truncation_psi must be 1 for a network without a mean of w")
@@ -248,7 +240,7 @@ def test_a_run_stands_for_its_newest_network(network: Path, tmp_path: Path) -> N
 
 
 def test_a_class_without_training_images_is_said(tmp_path: Path) -> None:
-    nets = pickles.load(build(tmp_path / "net.pkl", c_dim=3))
+    nets = pickles.load(tiny.save(tmp_path / "net.pkl", c_dim=3, noise=1))
     nets.G.mapping.embed.weight[:, 1:] += 0.1  # as training changes G, and its average less
     pickles.save(tmp_path / "net.pkl", **vars(nets))
     for index, said in ((0, True), (1, False)):

@@ -203,7 +203,7 @@ def test_precision_recall_and_density_agree_with_sklearn():
 def test_blocks_of_distances_change_nothing(monkeypatch):
     real, fake = features(60), features(50, seed=1)
     whole = manifold.precision_recall(real, fake), manifold.density_coverage(real, fake)
-    monkeypatch.setattr(manifold, "_ENTRIES", 500)
+    monkeypatch.setattr(manifold, "ENTRIES", 500)
     assert (manifold.precision_recall(real, fake), manifold.density_coverage(real, fake)) == whole
 
 

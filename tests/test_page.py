@@ -10,6 +10,7 @@ import time
 import browser
 import numpy as np
 import pytest
+import tiny
 import torch
 from click.testing import CliRunner
 from PIL import Image
@@ -18,7 +19,6 @@ from stylegan2_fewshot.methods.bank import filters
 from tools import npm, page
 from training import pickles
 from training.directions import sefa
-from training.networks import Discriminator, Generator
 
 HOSTILE = "<script>document.title = 'taken'</script>"
 MODELS = ["mine.onnx", "mapping-0123456789ab.onnx"]  # the second is an earlier page's
@@ -26,24 +26,14 @@ CLASSES = ["a \"quoted\" cat", "<b>dog</b>", "it's"]  # fmt: skip
 SIZE = 8
 
 
-def network(path, *, seed, c_dim=0, z_dim=12, bank=False):
-    torch.manual_seed(seed)
-    common = dict(c_dim=c_dim, img_resolution=SIZE, img_channels=3)
-    channels = dict(channel_base=256, channel_max=16)
-    G = Generator(
-        z_dim=z_dim,
-        w_dim=12,
-        mapping_kwargs=dict(num_layers=2),
-        synthesis_kwargs=channels,
-        **common,
+def network(path, *, seed, c_dim=0, z_dim=8, bank=False):
+    G, D = tiny.networks(
+        SIZE, c_dim, seed=seed, z_dim=z_dim, noise=0.1, channel_base=256, channel_max=16
     )
-    for name, value in G.named_parameters():
-        if name.endswith("noise_strength"):
-            value.data.fill_(0.1)
     G.mapping.w_avg.normal_()
     if bank:
         filters.install(G, size=2, layers=filters.candidates(G)[:1])
-    pickles.save(path, G=G, D=Discriminator(**common, **channels), G_ema=G)
+    pickles.save(path, G=G, D=D, G_ema=G)
     return G.eval().requires_grad_(False)
 
 

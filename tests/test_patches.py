@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
 
 from patches import runtime
@@ -20,7 +21,6 @@ from patches.runtime import replace
 from patches.session import state_file
 from patches.stylegan2_ada import main
 from stylegan2_fewshot.plugin import seed_of
-from training import networks
 
 ROOT = Path(__file__).parent.parent
 HOST = ROOT / "tests" / "miniature_host"
@@ -73,13 +73,7 @@ def networks_of(path, monkeypatch):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """Return the pickle of networks of the miniature host's shape."""
-    torch.manual_seed(0)
-    shared = dict(channel_base=128, channel_max=8, num_fp16_res=0)
-    shape = dict(c_dim=0, img_resolution=16, img_channels=3)
-    G = networks.Generator(
-        z_dim=8, w_dim=8, mapping_kwargs=dict(num_layers=2), synthesis_kwargs=shared, **shape
-    )
-    D = networks.Discriminator(**shape, **shared, epilogue_kwargs=dict(mbstd_group_size=2))
+    G, D = tiny.networks(num_fp16_res=0)
     path = tmp_path_factory.mktemp("source") / "source.pkl"
     path.write_bytes(pickle.dumps({"G": G, "D": D, "G_ema": G}))
     return path

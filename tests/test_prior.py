@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from click.testing import CliRunner
 from PIL import Image
@@ -32,7 +33,6 @@ from tools import analysis
 from tools import features as features_command
 from training import conditions, pickles, training_loop
 from training.dataset import ImageDataset
-from training.networks import Discriminator, Generator
 from training.widening import with_labels
 
 CPU = torch.device("cpu")
@@ -72,12 +72,7 @@ def features(tiny_data, backbone, tmp_path):
 @pytest.fixture
 def source(tmp_path):
     """Return an unconditional network pickle that fits the tiny options."""
-    torch.manual_seed(0)
-    widths = dict(channel_base=128, channel_max=8)
-    G = Generator(8, 0, 8, 16, 3, dict(num_layers=2), widths)
-    D = Discriminator(0, 16, 3, **widths, epilogue_kwargs=dict(mbstd_group_size=2))
-    pickles.save(tmp_path / "source.pkl", G=G, D=D, G_ema=G)
-    return tmp_path / "source.pkl"
+    return tiny.save(tmp_path / "source.pkl")
 
 
 # Warm start

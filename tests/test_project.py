@@ -13,6 +13,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import tiny
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -21,29 +22,13 @@ import generate
 from metrics import detectors
 from tools import project, resize
 from training import grids, pickles
-from training.networks import Discriminator, Generator
+from training.networks import Generator
 from training.projection import Projection, Settings, correlation, distances, tuned, visible
 
 
 def generator(c_dim: int = 0, channels: int = 3) -> Any:
-    torch.manual_seed(0)
-    G = Generator(
-        z_dim=8,
-        w_dim=8,
-        c_dim=c_dim,
-        img_resolution=16,
-        img_channels=channels,
-        mapping_kwargs={"num_layers": 2},
-        synthesis_kwargs={"channel_base": 128, "channel_max": 8},
-    )
+    G, _ = tiny.networks(c_dim=c_dim, channels=channels)
     return G.eval().requires_grad_(False)
-
-
-def build(path: Path, c_dim: int = 0) -> Path:
-    G = generator(c_dim)
-    D = Discriminator(c_dim, 16, 3, channel_base=128, channel_max=8)
-    pickles.save(path, G=G, D=D, G_ema=G)
-    return path
 
 
 def embed(images: torch.Tensor) -> torch.Tensor:
@@ -154,7 +139,7 @@ def run(command: Any, *arguments: object) -> Result:
 
 
 def test_the_command(photos: list[Path], tmp_path: Path) -> None:
-    network, out = build(tmp_path / "net.pkl", c_dim=2), tmp_path / "out"
+    network, out = tiny.save(tmp_path / "net.pkl", c_dim=2), tmp_path / "out"
     options = ("--network", network, "--class=1", "--num-steps=3", "--outdir", out)
     done = run(project, photos[0], "--target", photos[1], "--save-video=1", *options)
     assert done.exit_code == 0, done.output
@@ -196,7 +181,7 @@ def test_what_cannot_be_projected(
 ) -> None:
     Image.new("RGB", (8, 4)).save(tmp_path / "wide.png")
     (tmp_path / "text.png").write_text("no image")
-    network = build(tmp_path / "net.pkl")
+    network = tiny.save(tmp_path / "net.pkl")
     paths = [str(tmp_path / a) if a.endswith("png") else a for a in arguments]
     result = run(project, *paths, "--network", network, "--outdir", tmp_path / "out")
     assert result.exit_code == 2

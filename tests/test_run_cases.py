@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from click.testing import CliRunner
 from PIL import Image
@@ -21,7 +22,7 @@ import generate
 import train
 from metrics import __main__ as metrics_command
 from tools import convert
-from training import checkpoint, networks, pickles, run_dir
+from training import checkpoint, run_dir
 
 ROOT = Path(__file__).parents[1]
 SIZES = "--cbase=256 --cmax=16 --zdim=16 --map-depth=2 --gamma=0.1 --pl-weight=0"
@@ -161,10 +162,7 @@ def test_an_average_alone_draws_and_does_not_train(place):
 
 @pytest.mark.parametrize("dry", ["", "--dry-run"])
 def test_what_cannot_be_trained_leaves_no_folder(place, dry):
-    widths = dict(channel_base=128, channel_max=8)
-    G = networks.Generator(8, 0, 8, 16, 3, dict(num_layers=2), widths)
-    D = networks.Discriminator(0, 16, 3, **widths, epilogue_kwargs=dict(mbstd_group_size=8))
-    pickles.save("source.pkl", G=G, D=D, G_ema=G)
+    tiny.save("source.pkl", group=8)
     sizes = "--metrics=none --device=cpu --ops=torch --resume=source.pkl"
     for words, message in (
         ("--batch=12", "--batch=12: D compares images in groups of 8, which must divide the 12"),

@@ -62,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
 def server(tmp_path, monkeypatch):
     monkeypatch.setenv("STYLEGAN2_FEWSHOT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(downloads.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(downloads, "_CHUNK", 100)  # what an interruption loses at most
+    monkeypatch.setattr(downloads, "CHUNK", 100)  # what an interruption loses at most
     with Server() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

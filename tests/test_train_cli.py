@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from click.testing import CliRunner
 from PIL import Image
 
 import train
-from training import networks, pickles, presets
+from training import presets
 
 # What the original's `train.py --dry-run` printed, six images of each size given.
 RECORDED = json.loads((Path(__file__).parent / "golden" / "original_cli.json").read_text())
@@ -43,12 +44,9 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def source(tmp_path_factory):
     """Return a network pickle of 64x64 pixels."""
-    widths = dict(channel_base=256, channel_max=8)
-    G = networks.Generator(8, 0, 8, 64, 3, dict(num_layers=2), widths)
-    D = networks.Discriminator(0, 64, 3, **widths, epilogue_kwargs=dict(mbstd_group_size=8))
-    path = tmp_path_factory.mktemp("source") / "source.pkl"
-    pickles.save(path, G=G, D=D, G_ema=G)
-    return path
+    return tiny.save(
+        tmp_path_factory.mktemp("source") / "source.pkl", 64, group=8, channel_base=256
+    )
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
 
 from stylegan2_fewshot import Plugins, Run, distributed, files
@@ -288,11 +289,8 @@ def test_frozen_parameters_are_not_trained(tiny_options, tmp_path):
 
 
 def two_networks():
-    torch.manual_seed(0)
-    shared = dict(channel_base=128, channel_max=8)
-    G = networks.Generator(8, 0, 8, 16, 3, dict(num_layers=2), shared).train()
-    D = networks.Discriminator(0, 16, 3, **shared, epilogue_kwargs=dict(mbstd_group_size=2)).train()
-    return G, D
+    G, D = tiny.networks()
+    return G.train(), D.train()
 
 
 @pytest.fixture

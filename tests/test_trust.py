@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from click.testing import CliRunner
 from PIL import Image
@@ -19,8 +20,6 @@ from metrics.__main__ import main as metrics_main
 from stylegan2_fewshot.methods.prior import instances
 from stylegan2_fewshot.methods.prior.instances import Instances
 from tools.features import main as features_main
-from training import pickles
-from training.networks import Discriminator, Generator
 
 DIM = 6
 PIN = f"--backbone-sha256={'ab' * 32}"
@@ -70,11 +69,7 @@ def program(canary, tmp_path):
 @pytest.fixture
 def network(tmp_path):
     """Return a network pickle that has 16x16 pixels and takes conditions of 6 numbers."""
-    widths = dict(channel_base=128, channel_max=8)
-    G = Generator(8, DIM, 8, 16, 3, dict(num_layers=2), widths)
-    D = Discriminator(DIM, 16, 3, **widths, epilogue_kwargs=dict(mbstd_group_size=2))
-    path = tmp_path / "net.pkl"
-    pickles.save(path, G=G, D=D, G_ema=G)
+    path = tiny.save(tmp_path / "net.pkl", c_dim=DIM)
     Image.new("RGB", (16, 16), "red").save(tmp_path / "my.png")
     return path
 

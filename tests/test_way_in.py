@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from click.testing import CliRunner
 from PIL import Image
@@ -20,7 +21,7 @@ from metrics import registry, weights
 from metrics.evaluation import Sampled
 from tests.photos import camera_photos
 from tools import prepare
-from training import networks, pickles, run_dir
+from training import run_dir
 
 
 @pytest.fixture
@@ -29,10 +30,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "write_report", lambda *_, **__: None)  # it takes most of the time
     camera_photos(tmp_path / "PHOTOS", 20)
-    widths = dict(channel_base=128, channel_max=8)
-    G = networks.Generator(8, 0, 8, 32, 3, dict(num_layers=2), widths)
-    D = networks.Discriminator(0, 32, 3, **widths, epilogue_kwargs=dict(mbstd_group_size=4))
-    pickles.save("source.pkl", G=G, D=D, G_ema=G)
+    tiny.save("source.pkl", 32, group=4)
     assert call(prepare, "PHOTOS my.zip --size=32")[0] == 0
     return tmp_path
 

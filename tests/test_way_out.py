@@ -9,6 +9,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import tiny
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -16,27 +17,16 @@ from PIL import Image
 import generate
 from tools import blend, directions, mix, sheet, walk
 from training import grids, pickles
-from training.networks import Discriminator, Generator
-
-
-def build(path: Path, seed: int = 0, c_dim: int = 0, size: int = 16) -> Path:
-    torch.manual_seed(seed)
-    shape = {"c_dim": c_dim, "img_resolution": size, "img_channels": 3}
-    widths = {"channel_base": 128, "channel_max": 8}
-    small = {"mapping_kwargs": {"num_layers": 2}, "synthesis_kwargs": widths}
-    G = Generator(z_dim=8, w_dim=8, **shape, **small)
-    pickles.save(path, G=G, D=Discriminator(**shape, **widths), G_ema=G)
-    return path
 
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("one") / "one.pkl")
+    return tiny.save(tmp_path_factory.mktemp("one") / "one.pkl")
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("two") / "two.pkl", seed=1)
+    return tiny.save(tmp_path_factory.mktemp("two") / "two.pkl", seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -213,10 +203,10 @@ def test_blends(network: Path, other: Path, tmp_path: Path) -> None:
 
 
 def test_blends_that_cannot_be(network: Path, tmp_path: Path) -> None:
-    out, large = tmp_path / "blend.pkl", build(tmp_path / "large.pkl", size=32)
+    out, large = tmp_path / "blend.pkl", tiny.save(tmp_path / "large.pkl", size=32)
     message = refused(blend, network, large, out, "--split=8")
     assert "only the second network has the tensor G.synthesis.b32" in message
-    classes = build(tmp_path / "classes.pkl", c_dim=2)
+    classes = tiny.save(tmp_path / "classes.pkl", c_dim=2)
     assert "trained from one source" in refused(blend, network, classes, out, "--split=8")
     assert "--split=12: must be" in refused(blend, network, network, out, "--split=12")
     assert not out.exists()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from click.testing import CliRunner
 from PIL import Image
@@ -17,7 +18,6 @@ from stylegan2_fewshot.methods.bank.filters import install
 from stylegan2_fewshot.methods.prior import instances
 from tools import mix, project, walk
 from training import conditions, grids, pickles
-from training.networks import Discriminator, Generator
 
 LAYERS = ["b4.conv1", "b8.conv0", "b8.conv1"]
 DIM = 6  # numbers that the backbone sees in an image
@@ -31,14 +31,10 @@ class Backbone(torch.nn.Module):
 
 
 def saved(path: Path, *, c_dim: int = 0, banks: bool = False) -> Path:
-    torch.manual_seed(0)
-    shape = {"c_dim": c_dim, "img_resolution": 16, "img_channels": 3}
-    widths = {"channel_base": 128, "channel_max": 8}
-    small = {"mapping_kwargs": {"num_layers": 2}, "synthesis_kwargs": widths}
-    G = Generator(z_dim=8, w_dim=8, **shape, **small)
+    G, D = tiny.networks(c_dim=c_dim)
     if banks:
         install(G, size=4, layers=LAYERS, jitter=1.0, seed=0)
-    pickles.save(path, G=G, D=Discriminator(**shape, **widths), G_ema=G)
+    pickles.save(path, G=G, D=D, G_ema=G)
     return path
 
 
