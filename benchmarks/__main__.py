@@ -114,7 +114,7 @@ def run(side: str, arguments: list[str]) -> dict[str, Values]:
         raise click.ClickException(f"the measurement ended with {done.returncode}: {command}")
     values: dict[str, Values] = {side: {}}
     for line in done.stdout.splitlines():
-        fields = json.loads(line) if line.startswith("{") else {"note": line}
+        fields: dict[str, Any] = json.loads(line) if line.startswith("{") else {"note": line}
         if "note" in fields:
             click.echo(fields["note"], err=True)
         else:

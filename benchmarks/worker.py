@@ -9,6 +9,7 @@ with seconds or GiB, or `{"note": ...}`.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -176,7 +177,7 @@ def let_original_find_its_kernels() -> None:
         module = sys.modules[name] = load(name=name, **options)
         return module
 
-    cpp_extension.load = load_and_enter
+    cpp_extension.load = load_and_enter  # type: ignore[assignment]
 
 
 def operations() -> tuple[Any, Any, Any]:
@@ -207,8 +208,12 @@ def time_ops() -> None:
         dy = torch.ones_like(y)
         emit(
             row=f"{name}: forward and gradient",
-            value=seconds(lambda fn=fn, dy=dy: torch.autograd.grad(fn(), x, dy)),
+            value=seconds(functools.partial(gradient, fn, x, dy)),
         )
+
+
+def gradient(fn: Callable[[], Tensor], x: Tensor, dy: Tensor) -> None:
+    torch.autograd.grad(fn(), x, dy)
 
 
 def calls(x: Tensor) -> Iterator[tuple[str, Callable[[], Tensor]]]:
@@ -217,10 +222,8 @@ def calls(x: Tensor) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     f = torch.outer(f, f)
     b = torch.zeros(x.shape[1], device=DEVICE, dtype=x.dtype)
     for name, up, down, padding in (("up 2", 2, 1, [2, 1, 2, 1]), ("down 2", 1, 2, [1, 1, 1, 1])):
-        yield (
-            f"upfirdn2d {name}",
-            lambda up=up, down=down, p=padding: upfirdn2d(x, f, up=up, down=down, padding=p),
-        )
+        how = dict(up=up, down=down, padding=padding)
+        yield f"upfirdn2d {name}", functools.partial(upfirdn2d, x, f, **how)
     yield "upfirdn2d filter", lambda: upfirdn2d(x, f, padding=[2, 1, 2, 1])
     yield "bias_act lrelu", lambda: bias_act(x, b, act="lrelu", clamp=256)
     yield "bias_act swish", lambda: bias_act(x, b, act="swish")
@@ -233,7 +236,9 @@ def augment_pipe(p: float) -> Any:
     if IS_OURS:
         from stylegan2_fewshot.augment import AugmentPipe
     else:
-        from training.augment import AugmentPipe  # type: ignore[no-redef]
+        from training.augment import (  # type: ignore[import-not-found, no-redef]
+            AugmentPipe,
+        )
     pipe = AugmentPipe(**dict.fromkeys(TRANSFORMS.split(), 1)).to(DEVICE)
     pipe.p.fill_(p)
     return pipe
@@ -255,7 +260,7 @@ def time_pipe() -> None:
     for p in (AUGMENT_P, 1.0):
         pipe = augment_pipe(p)
         for name, gradient in (("forward", False), ("forward and gradient", True)):
-            took = seconds(lambda pipe=pipe, gradient=gradient: augment(pipe, gradient))
+            took = seconds(functools.partial(augment, pipe, gradient))
             emit(row=f"p = {p:g}: {name}", value=took / SEEDS)
 
 
@@ -263,13 +268,13 @@ def build(case: Case) -> tuple[torch.nn.Module, torch.nn.Module]:
     from training import networks
 
     torch.manual_seed(0)
-    precision = dict(
+    precision: dict[str, Any] = dict(
         channel_base=case.channel_base,
         channel_max=case.channel_max,
         conv_clamp=256,
         num_fp16_res=0 if args.precision == "fp32" else 4,
     )
-    images = dict(img_resolution=case.resolution, img_channels=3, c_dim=0)
+    images: dict[str, Any] = dict(img_resolution=case.resolution, img_channels=3, c_dim=0)
     G = networks.Generator(
         z_dim=case.dim,
         w_dim=case.dim,
@@ -292,7 +297,9 @@ def build(case: Case) -> tuple[torch.nn.Module, torch.nn.Module]:
 def build_loss(case: Case, G: Any, D: Any) -> Any:
     common = dict(device=DEVICE, G_mapping=G.mapping, G_synthesis=G.synthesis, D=D, r1_gamma=1.0)
     if not IS_OURS:
-        from training.loss import StyleGAN2Loss as OriginalLoss
+        from training.loss import (  # type: ignore[import-not-found]
+            StyleGAN2Loss as OriginalLoss,
+        )
 
         pipe = augment_pipe(AUGMENT_P) if args.augment else None
         return OriginalLoss(**common, augment_pipe=pipe)
@@ -301,7 +308,7 @@ def build_loss(case: Case, G: Any, D: Any) -> Any:
 
     plugins = Plugins.create({"ada": {}} if args.augment else {})
     plugins.setup(Run(G, D, device=DEVICE, batch_size=case.batch))
-    for plugin in plugins.active:
+    for plugin in plugins.values():
         plugin.pipe.p.fill_(AUGMENT_P)
     return StyleGAN2Loss(**common, plugins=plugins)
 
@@ -332,7 +339,7 @@ def time_training(case: Case) -> None:
             optimizer.step()
 
         for phase in phases:
-            took[phase] = in_turn(phase, lambda phase=phase, step=step: step(phase))
+            took[phase] = in_turn(phase, functools.partial(step, phase))
     # Regularisation is lazy: every 4th and every 16th iteration.
     share = {"Gmain": 1, "Dmain": 1, "Greg": 1 / 4, "Dreg": 1 / 16}
     per_image = {

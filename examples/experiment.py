@@ -171,7 +171,7 @@ def report(
     runs, name = finished(trials, out), experiment.name
     for trial, run_dir in runs.items():
         experiment.measure(trial, run_dir)
-    record = {
+    record: Record = {
         "experiment": name,
         "settings": dict(settings),
         "processor": processor(),

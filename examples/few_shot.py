@@ -11,7 +11,6 @@ with every method.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ from trials import ROOT, Trial, run, snapshots
 import metrics
 from stylegan2_fewshot.files import sha256_of
 from stylegan2_fewshot.pixels import to_float
-from training import grids
+from training import grids, pickles
 from training.dataset import ImageDataset
 
 SOURCE = Path("examples/toon-heads-32.pkl")
@@ -92,8 +91,9 @@ def embedded(target: str) -> float:
     """Return KID of 1,000 of the source's samples to the held-out images in the repository."""
     name, few = "kid1k_full@mobilenetv2", (f"examples/{target}-{n}.zip" for n in ("ten", "heldout"))
     data = [ImageDataset(ROOT / path) for path in few]
-    G = measures.pickles.load(ROOT / SOURCE).G_ema
-    return next(metrics.compute([name], G, *data, show=False))["results"][name]
+    G = pickles.load(ROOT / SOURCE).G_ema
+    [found] = metrics.compute([name], G, *data, show=False)
+    return float(found["results"][name])
 
 
 def source_rows(settings: Settings, out: Path) -> Row:
@@ -130,9 +130,9 @@ def image_row(images: torch.Tensor, settings: Settings) -> Row:
     return rounded({**found, "sharpness": measures.sharpness(images), **near})
 
 
-def at_end(run: Row) -> dict[str, float]:
+def at_end(run: Mapping[str, Any]) -> dict[str, float]:
     """Return the measures of a run's last snapshot."""
-    return run["snapshots"][-1]
+    return dict(run["snapshots"][-1])
 
 
 def reference_table(rows: Mapping[str, Mapping[str, float]]) -> str:
@@ -285,9 +285,7 @@ class FewShot(Experiment):
 
     def measure(self, trial: Trial, run_dir: Path) -> None:
         """Add copies at matched blur to the last snapshot's metrics."""
-        ten, heldout = (
-            Path(re.search(rf"--{name}=(\S+)", trial.options)[1]) for name in ("data", "metricdata")
-        )
+        ten, heldout = (Path(trial.option(name)) for name in ("data", "metricdata"))
         last = snapshots(run_dir)[-1:]
         measures.kept(run_dir, FURTHER, last, lambda path: measures.further(path, ten, heldout))
 

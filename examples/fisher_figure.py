@@ -10,6 +10,7 @@ read off the few-shot experiment's StyleGAN2. Convolution weights only.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import time
@@ -92,7 +93,7 @@ def adversarial(G: nn.Module, D: nn.Module, images: Tensor, steps: int, seed: in
 
 def convolutions(net: nn.Module) -> dict[str, Tensor]:
     """Return a DCGAN's convolution weights by layer, from the latent to the image."""
-    weights = [m.weight for m in net if isinstance(m, nn.ConvTranspose2d)]
+    weights = [m.weight for m in net.children() if isinstance(m, nn.ConvTranspose2d)]
     return {f"layer {number}": weight for number, weight in enumerate(weights, 1)}
 
 
@@ -233,7 +234,8 @@ def main(
     key = f"dcgan-{target}-{size}-{width}-{steps[0]}-{steps[1]}"
     rows = [
         remembered(
-            out / f"{key}-seed{seed}.json", lambda s=seed: dcgan(s, size, width, steps, target)
+            out / f"{key}-seed{seed}.json",
+            functools.partial(dcgan, seed, size, width, steps, target),
         )
         for seed in range(seeds)
     ]

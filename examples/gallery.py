@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageSequence
 
@@ -52,7 +53,8 @@ def enlarge(source: Path, target: Path, scale: int) -> None:
             frame.convert("RGB").resize(size, Image.Resampling.NEAREST)
             for frame in ImageSequence.Iterator(image)
         ]
-        options = {"lossless": True} if target.suffix == ".webp" else {"optimize": True}
+        kind = "lossless" if target.suffix == ".webp" else "optimize"
+        options: dict[str, Any] = {kind: True}
         if len(frames) > 1:
             duration = image.info.get("duration", 83)
             options |= dict(save_all=True, append_images=frames[1:], duration=duration, loop=0)

@@ -68,8 +68,9 @@ def draw(style: str, number: int) -> np.ndarray:
     from dicebear import Avatar
 
     svg = str(Avatar(definition(style), {"seed": f"{number:06d}"}))
-    look = {"width": DRAWN, "height": DRAWN, "background": "white", "skip_system_fonts": True}
-    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, **look))
+    png = resvg_py.svg_to_bytes(
+        svg, width=DRAWN, height=DRAWN, background="white", skip_system_fonts=True
+    )
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 

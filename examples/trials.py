@@ -53,10 +53,14 @@ class Trial:
         """Return the command line, without `python`."""
         return f"train.py --outdir={self.folder(out)} {self.options} --seed={self.seed}"
 
+    def option(self, name: str) -> str:
+        """Return what is given to an option."""
+        return str(re.findall(rf"--{name}=(\S+)", self.options)[0])
+
     @property
     def kimg(self) -> float:
         """Return how long the run is."""
-        return float(re.search(r"--kimg=(\S+)", self.options)[1])
+        return float(self.option("kimg"))
 
     def progress(self, out: Path) -> float:
         """Return how many kimg the run has come to, as of its last status line."""
@@ -163,8 +167,7 @@ def watch(trials: Sequence[Trial], out: Path, running: Sequence[Future[None]]) -
     total = sum(trial.kimg for trial in trials)
     start = sum(trial.progress(out) for trial in trials)
     with tqdm(total=total, initial=start, unit="kimg", disable=not running) as bar:
-        waiting = True
-        while waiting:
+        while True:
             ended, waiting = wait(running, timeout=2, return_when=FIRST_EXCEPTION)
             bar.n = round(sum(trial.progress(out) for trial in trials), 2)
             bar.set_postfix_str("; ".join(filter(None, (trial.doing(out) for trial in trials))))
@@ -172,6 +175,8 @@ def watch(trials: Sequence[Trial], out: Path, running: Sequence[Future[None]]) -
                 for future in running:
                     future.cancel()
                 failed[0].result()
+            if not waiting:
+                return
 
 
 def snapshots(run_dir: Path) -> list[Path]:
