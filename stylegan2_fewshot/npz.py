@@ -20,8 +20,14 @@ _MOST_DIMENSIONS = 8
 _ENCRYPTED = 1
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+def read(
+    path: str | os.PathLike[str], *, most_compressed: int = MOST_COMPRESSED
+) -> dict[str, NDArray[Any]]:
     """Return the arrays of a file by name: numbers in the machine's byte order, or text.
+
+    Args:
+        path: The file.
+        most_compressed: To how many bytes what is compressed may expand.
 
     Raises:
         ValueError: It claims more than it holds, or holds something else; other exceptions where
@@ -29,7 +35,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     """
     with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
-        _refuse_sizes(entries, Path(path).stat().st_size)
+        _refuse_sizes(entries, Path(path).stat().st_size, most_compressed)
         found = {}
         for entry in entries:
             with archive.open(entry) as stream:  # an explicit size, or else it may expand to any
@@ -42,7 +48,7 @@ def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
     return _array(Path(path).read_bytes())
 
 
-def _refuse_sizes(entries: list[zipfile.ZipInfo], size: int) -> None:
+def _refuse_sizes(entries: list[zipfile.ZipInfo], size: int, most_compressed: int) -> None:
     """Raise unless the members are stored, each within its own bytes, or compressed and small."""
     if len({entry.filename for entry in entries}) < len(entries):
         raise ValueError("two arrays have the same name")
@@ -56,9 +62,9 @@ def _refuse_sizes(entries: list[zipfile.ZipInfo], size: int) -> None:
         raise ValueError("an array claims another size than it has")
     if sum(entry.file_size for entry in stored) > size:
         raise ValueError("its arrays claim to be larger than the file")
-    if sum(e.file_size for e in entries) - sum(e.file_size for e in stored) > MOST_COMPRESSED:
+    if sum(e.file_size for e in entries) - sum(e.file_size for e in stored) > most_compressed:
         raise ValueError(
-            f"its compressed arrays expand to more than {MOST_COMPRESSED >> 20} MiB; "
+            f"its compressed arrays expand to more than {most_compressed >> 20} MiB; "
             "store them uncompressed, with numpy.savez"
         )
 

@@ -40,7 +40,7 @@ def read(path: Path, kind: str, remedy: str) -> tuple[dict[str, Tensor], dict[st
     if not path.is_file():
         raise ValueError(f"{path}: no such {kind}; {remedy}")
     with refusing(path, f"not a {kind}, or damaged", remedy):
-        arrays = npz.read(path)
+        arrays = npz.read(path, most_compressed=0)  # `write` compresses nothing
         meta = json.loads(arrays.pop("meta").item())
         checksum = meta.pop("checksum")
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -276,7 +276,14 @@ def _npz(reader: str) -> Iterator[tuple[str, bytes]]:
     }.items():
         if reader != "latents":
             yield name, npz_of(**{key: np.ones(2, np.float32)}, meta=np.array(meta))
+    if reader == "features":
+        yield "many lists", zipped({"meta.npy": _saved(_lists(22))}, zipfile.ZIP_DEFLATED)
     yield from _stamped(reader, key)
+
+
+def _lists(power: int) -> np.ndarray:
+    """Return JSON that becomes 24 times its length in memory."""
+    return np.array('{"labels": [' + "[]," * (1 << power) + "[]]}")
 
 
 def _stamped(reader: str, key: str) -> Iterator[tuple[str, bytes]]:
@@ -341,6 +348,9 @@ def _datasets() -> Iterator[Case]:
     yield "zip: folders above", "dataset", zipped({"../../a.png": png, "b.png": b"x"})
     yield "zip: nothing", "dataset", zipped({})
     yield "zip: text", "dataset", b"PK\x03\x04"
+    members = {"0.png": png, "dataset.json": str(_lists(25)).encode()}
+    yield "zip: labels", "dataset", zipped(members, zipfile.ZIP_DEFLATED)
+    del members  # what a fork begins with counts
     for name, text in {
         "class of 10^30": '{"labels": [["0.png", 1' + "0" * 30 + "]]}",
         "class of 10^9": '{"labels": [["0.png", 1000000000]]}',

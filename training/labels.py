@@ -18,6 +18,7 @@ from .archive import Source
 
 FILE = "dataset.json"
 MOST_CLASSES = 100_000
+MOST_BYTES = 2**26  # of JSON, whose values take up to 24 times as much memory
 _LARGEST = float(np.finfo(np.float32).max)
 _FORM = 'must read {"labels": [["name.png", label], ...]}'
 
@@ -50,6 +51,8 @@ def read(source: Source, number: int, images: Sequence[str]) -> tuple[np.ndarray
     Raises:
         ValueError: The file is not of that form, or does not fit the images.
     """
+    if (size := source.size(number)) > MOST_BYTES:
+        raise ValueError(f"{FILE}: {size >> 20} MiB; at most {MOST_BYTES >> 20} MiB of it are read")
     with refusing(FILE, _FORM, "write it anew"):
         rows = json.loads(source.read(number))["labels"]
         rows = [(_plain(name), label) for name, label in rows]
