@@ -52,6 +52,12 @@ def refuse_contradictions(
     *("trunc", "class_idx", "prior_sample", "prior_image", "prior_mix"),
     *("backbone", "noise_mode", "route", "direction"),
 )
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Seeds to draw at a time: more keep a GPU busy, and change images by rounding.",
+)
 @click.option("--projected-w", metavar="FILE", help="Latents w in an .npz file, instead of seeds.")
 @outdir_option
 @click.option("--grid", is_flag=True, help="Also write all seeds into one labelled grid.png.")
@@ -61,6 +67,7 @@ def refuse_contradictions(
 def main(
     network: str,
     seeds: Seeds | None,
+    batch: int,
     projected_w: str | None,
     outdir: Path,
     grid: bool,
@@ -87,7 +94,7 @@ def main(
         made = ((f"proj{n:02d}", subject.images(found)) for n, found in enumerate(latents))
     else:
         assert seeds is not None
-        total, made = len(seeds), generation.strips(subject, seeds)
+        total, made = len(seeds), generation.strips(subject, seeds, batch=batch)
     kept = []
     with Output(outdir) as output:
         for name, img in progress(made, total=total, desc="images"):

@@ -407,6 +407,17 @@ def test_generate_takes_routes(banked_file, tmp_path):
     assert Image.open(tmp_path / "mean" / "routes.png").width > 8 * 16
 
 
+@pytest.mark.parametrize("route", ["random", "mean", "3,1,0"])
+def test_seeds_drawn_together_take_their_own_routes(banked_file, tmp_path, route):
+    for batch in "14":
+        arguments = [f"--network={banked_file}", "--seeds=0-3", f"--route={route}"]
+        arguments += [f"--batch={batch}", f"--outdir={tmp_path / batch}"]
+        assert CliRunner().invoke(generate.main, arguments).exit_code == 0
+    for seed in range(4):
+        one, other = (pixels(tmp_path / b / f"seed000{seed}.png").astype(int) for b in "14")
+        assert abs(one - other).max() <= 1
+
+
 def generate_pixels(img):
     return (img[0] * 127.5 + 128).clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
 

@@ -61,6 +61,18 @@ def test_noise_modes_differ_and_repeat(network: Path, tmp_path: Path, mode: str)
     assert (one != const).any()
 
 
+@pytest.mark.parametrize("mode", ["const", "random"])
+def test_seeds_drawn_together_are_those_drawn_alone(
+    network: Path, tmp_path: Path, mode: str
+) -> None:
+    for batch in (1, 3):
+        out = ("--batch", batch, "--noise-mode", mode, "--outdir", tmp_path / str(batch))
+        assert run("--network", network, "--seeds", "0-4", *out).exit_code == 0
+    for seed in range(5):
+        one, other = (pixels(tmp_path / f / f"seed000{seed}.png").astype(int) for f in "13")
+        assert abs(one - other).max() <= 1
+
+
 def test_classes_change_the_image(conditional: Path, tmp_path: Path) -> None:
     for index in (0, 2):
         options = ("--class", index, "--outdir", tmp_path / str(index))

@@ -151,6 +151,15 @@ class Subject:
         image: Tensor = self.G.synthesis(latents.ws, **options)
         return image
 
+    def together(self, parts: Sequence[Latents]) -> Latents:
+        """Return the latents of several seeds as those of one, the first."""
+        first = parts[0]
+        synthesis = {
+            key: value if key in self.chosen else torch.cat([part.synthesis[key] for part in parts])
+            for key, value in first.synthesis.items()
+        }
+        return replace(first, ws=torch.cat([part.ws for part in parts]), synthesis=synthesis)
+
     def through_routes(self, seed: int) -> Tensor:
         """Return images `[STRIP, C, H, W]` of a seed by the routes of the first seeds."""
         routes = synthesis_of(self.G, torch.cat([self.z(other) for other in range(STRIP)]))
@@ -339,7 +348,21 @@ def copy_companions(network: str, target: Path) -> list[Path]:
     return copies
 
 
-def strips(subject: Subject, seeds: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and images `[n, C, H, W]` of each seed, one for each of its n conditions."""
-    for seed in seeds:
-        yield f"seed{seed:04d}", subject.images(subject.latents(seed))
+def strips(
+    subject: Subject, seeds: Sequence[int], *, batch: int = 1
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and images `[n, C, H, W]` of each seed, one for each of its n conditions.
+
+    Args:
+        subject: What is drawn from.
+        seeds: The seeds, in their order.
+        batch: Seeds to draw at a time; one where noise is random, which follows from the seed.
+    """
+    together = 1 if subject.drawing.noise_mode == "random" else batch
+    for start in range(0, len(seeds), together):
+        few = seeds[start : start + together]
+        found = [subject.latents(seed) for seed in few]
+        images = subject.images(subject.together(found))
+        parts = images.split([len(latents.ws) for latents in found])
+        for seed, own in zip(few, parts, strict=True):
+            yield f"seed{seed:04d}", own
