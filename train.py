@@ -12,7 +12,7 @@ import click
 from stylegan2_fewshot import trust
 from stylegan2_fewshot.ops.selection import MODES
 from stylegan2_fewshot.options import Finite, PluginCommand
-from tools.command import UserPath
+from tools.command import FOLDER, UserPath
 from training import presets, resolve
 
 COUNT = click.IntRange(min=1)
@@ -24,7 +24,7 @@ FOLDER_OR_FILE = UserPath(exists=True)
 
 @click.command(cls=PluginCommand, context_settings={"max_content_width": 100})
 # What, where, how long.
-@click.option("--outdir", type=UserPath(path_type=Path), required=True, help="Folder for runs.")
+@click.option("--outdir", type=FOLDER, required=True, help="Folder for runs.")
 @click.option("--data", type=FOLDER_OR_FILE, required=True, help="Images: a folder or a ZIP.")
 @click.option("--gpus", type=COUNT, help="Processes that train together.  [default: 1]")
 @click.option("--snap", type=COUNT, help="Ticks between snapshots.  [default: 50]")

@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image, ImageSequence
 
-from training.generation import newest_network
+from training.sources import newest_network
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "gallery.md"

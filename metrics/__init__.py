@@ -58,7 +58,8 @@ def usable(
             check(metric, dataset, reference)
             load(metric.detector, torch.device(device), trust=trust)
         except ValueError as error:
-            troubles[name] = f"{metric.name} is left out: {error}{_alternative(error)}"
+            why = str(error).removeprefix(f"{metric.name}: ")
+            troubles[name] = f"{metric.name} is left out: {why}{_alternative(error)}"
     for others in distributed.gather(troubles):  # what one rank cannot do, none does
         troubles = {**others, **troubles}
     return [name for name in metrics if name not in troubles], list(troubles.values())

@@ -18,7 +18,7 @@ from stylegan2_fewshot.ops import select
 from stylegan2_fewshot.options import Command
 from training import conditions, pickles, run_dir
 from training.dataset import ImageDataset
-from training.generation import newest_network
+from training.sources import newest_network
 
 FOLDER_OR_FILE = click.Path(exists=True)
 

@@ -33,6 +33,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(new, path)
+    except OSError as error:
+        if error.filename != os.fspath(new):
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         new.unlink(missing_ok=True)
 
@@ -147,7 +151,10 @@ def without_secrets(text: str) -> str:
 
 def legible(error: object) -> str:
     """Return what an error says, as it may be shown: printable lines, and no secrets of URLs."""
-    return "\n".join(map(printable, without_secrets(str(error)).split("\n")))
+    text = str(error)
+    if isinstance(error, OSError) and error.filename and text.startswith("[Errno"):
+        text = f"{os.fspath(error.filename)}: {error.strerror}"
+    return "\n".join(map(printable, without_secrets(text).split("\n")))
 
 
 @contextmanager

@@ -324,7 +324,7 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except (ValueError, OSError) as error:
-            raise Mistake(str(error)) from error
+            raise Mistake(legible(error)) from error
 
 
 class PluginCommand(Command):

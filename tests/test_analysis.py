@@ -107,16 +107,17 @@ def test_command(tmp_path):
     width = dict(channel_base=64, channel_max=8)
     G = Generator(8, 0, 8, 8, 3, mapping_kwargs=dict(num_layers=1), synthesis_kwargs=width)
     D = Discriminator(0, 8, 3, **width)
-    (run := tmp_path / "run").mkdir()
-    paths = [tmp_path / "source.pkl", tmp_path / "adapted.pkl", run / "network-snapshot-000001.pkl"]
-    (run / "network-snapshot-000000.pkl").write_bytes(b"an older one")
-    for path, factor in zip(paths, (1, 1.5, 1.25), strict=True):
+    runs = [tmp_path / name for name in ("source", "adapted", "null")]
+    for run, factor in zip(runs, (1, 1.5, 1.25), strict=True):
         G_ema = copy.deepcopy(G)
         with torch.no_grad():
             G_ema.synthesis.b8.conv1.weight *= factor
+        run.mkdir()
+        (run / "network-snapshot-000000.pkl").write_bytes(b"an older one")
+        path = run / "network-snapshot-000001.pkl"
         pickles.save(path, G=G, D=D, G_ema=G_ema)  # only what generates has changed
     out = tmp_path / "out"
-    arguments = [*map(str, paths[:2]), f"--null={run}", f"--out={out}", "--samples=2"]
+    arguments = [*map(str, runs[:2]), f"--null={runs[2]}", f"--out={out}", "--samples=2"]
     done = CliRunner().invoke(analysis.main, arguments)
     assert done.exit_code == 0, done.output
     layers = json.loads((out / "analysis.json").read_text())["layers"]

@@ -337,6 +337,11 @@ def test_a_missing_folder_does_not_cost_the_estimate(file):
 
 
 def test_command_says_what_is_wrong(tmp_path):
-    for arguments in (["nowhere.pkl"], [str(tmp_path)], ["nowhere.pkl", "--samples=0"]):
+    for arguments, words in (
+        (["nowhere.pkl"], "nowhere.pkl: no such file"),
+        ([str(tmp_path)], "a folder without network-snapshot-*.pkl"),
+        (["nowhere.pkl", "--samples=0"], "'--samples': 0 is not in the range x>=1"),
+        (["nowhere.pkl", f"--out={tmp_path}"], f"'{tmp_path}' is a directory"),
+    ):
         done = CliRunner().invoke(command.main, arguments)
-        assert done.exit_code == 2 and "Traceback" not in done.output
+        assert done.exit_code == 2 and words in done.output

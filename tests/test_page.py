@@ -297,7 +297,8 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch):
         (tmp_path / "dist" / name).write_text("")
     offline = ["x", f"--runtime={tmp_path / 'dist'}"]
     monkeypatch.chdir(tmp_path)
-    assert "1 networks need as many names" in refused(one, *offline, "--names=a,b")
+    assert "--names=a,b: must be 1, one for each network" in refused(one, *offline, "--names=a,b")
+    assert "dist: a folder without network-snapshot-*.pkl" in refused(tmp_path / "dist", *offline)
     assert "its z_dim is 16, that of" in refused(one, other, *offline)
     assert "bank_export" in refused(banked, *offline)
     assert "the network has no classes" in refused(one, *offline, "--classes=a,b")

@@ -597,7 +597,7 @@ def test_tensors_may_not_overlap_beyond_the_size_of_the_file(tmp_path):
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])
 def test_truncated_file(tmp_path, share):
     data = (GOLDEN / "d_orig.pkl").read_bytes()
-    words = "damaged" if share else "is no pickle"
+    words = "damaged" if share else "is not a network file"
     assert words in refusal(tmp_path, data[: int(share * len(data))])
 
 
@@ -610,8 +610,8 @@ def test_truncation_anywhere_in_a_small_file(tmp_path):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"\x89PNG\r\n\x1a\n", "is no pickle"),
-        (b"<html>404</html>", "is no pickle"),
+        (b"\x89PNG\r\n\x1a\n", "is not a network file"),
+        (b"<html>404</html>", "is not a network file"),
         (pickle.dumps([1, 2], protocol=3), "holds a list"),
         (pickle.dumps({"a": 1}, protocol=3), "holds no G, D, G_ema"),
         (pickle.dumps({"G": 1, "D": 2, "G_ema": 3}, protocol=3), "G is a int"),

@@ -242,12 +242,16 @@ def test_mistakes_are_one_line(roll, tmp_path):
     out = tmp_path / "set.zip"
     assert "--size=48: must be a power of two" in mistake(roll, out, "--size=48")
     assert "must end with .zip" in mistake(roll, tmp_path / "set.tar")
-    assert "--heldout=99: there are 12 pictures" in mistake(roll, out, "--heldout=99")
+    assert "--heldout=99: must be less than the number of pictures, 12" in mistake(
+        roll, out, "--heldout=99"
+    )
     out.touch()
     assert f"{out} exists; give another name" in mistake(roll, out)
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a.txt").touch()
     assert "no photos in it, but .txt 1" in mistake(tmp_path / "none", tmp_path / "b.zip")
+    (tmp_path / "none" / "a.txt").unlink()
+    assert "none: there is nothing in it" in mistake(tmp_path / "none", tmp_path / "b.zip")
 
 
 def test_a_killed_run_is_resumed(tmp_path):

@@ -130,7 +130,7 @@ def test_training_images_cannot_be_held_out(place):
     )
     assert result.exit_code == 1
     for name in ("nn1k", "copying1k"):
-        refusal = f"{name} is left out: {name}: 12 of the 12 images of --metricdata are training"
+        refusal = f"{name} is left out: 12 of the 12 images of --metricdata are training"
         assert refusal in result.stderr
 
 

@@ -91,3 +91,11 @@ def test_options_that_are_none_are_passed_over(tmp_path, tiny_options, data):
 def test_a_damaged_note_of_the_end_says_nothing(tmp_path, data):
     (tmp_path / run_dir.FINISHED_FILE).write_bytes(data)
     assert not run_dir.is_finished(tmp_path, {"total_kimg": 1, "patience": None})
+
+
+def test_what_cannot_be_written_is_named_by_its_own_name(tmp_path):
+    (tmp_path / "a.npz").mkdir()
+    with pytest.raises(OSError) as error, files.replacing(tmp_path / "a.npz") as stream:
+        stream.write(b"x")
+    assert files.legible(error.value) == f"{tmp_path / 'a.npz'}: Is a directory"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]

@@ -152,6 +152,7 @@ def test_world_size_of_torchrun_counts(dry_run, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (f"--outdir={__file__}", "'--outdir': Directory"),
         ("--kimg=0", "'--kimg': 0.0 is not in the range x>0."),
         ("--gamma=nan", "'--gamma': nan is not a finite number."),
         ("--glr=inf", "'--glr': inf is not a finite number."),

@@ -20,6 +20,8 @@ from stylegan2_fewshot.fisher import Settings, estimate, kind_of
 from stylegan2_fewshot.networks import labels_beside
 from stylegan2_fewshot.options import Command
 
+from .command import FILE, FOLDER
+
 DEPTH = {"mapping": 2, "synthesis": 3}  # parts of a parameter's name that make up its layer's
 PARTS = ("convolution", "torgb", "styles", "biases", "noise", "mapping")  # kept apart, in order
 
@@ -186,10 +188,12 @@ def _verdict(layers: list[Layer], has_null: bool) -> str:
 @click.argument("adapted_pkl")
 @click.option(
     "--fisher",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Fisher file of the source; without it, F is estimated.",
 )
-@click.option("--samples", default=200, help="Images to estimate F from.")
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=200, help="Images to estimate F from."
+)
 @click.option(
     "--network",
     type=click.Choice(["G", "G_ema"]),
@@ -203,7 +207,7 @@ def _verdict(layers: list[Layer], has_null: bool) -> str:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     required=True,
     help="Folder for analysis.json, analysis.txt and analysis.png.",
 )
@@ -218,7 +222,7 @@ def main(
 ) -> None:
     """Show mean Fisher information and relative change of every layer of G, part by part.
 
-    SOURCE_PKL is the network that ADAPTED_PKL was trained from: paths, URLs or short names.
+    SOURCE_PKL is the network that ADAPTED_PKL was trained from: paths, URLs, short names or runs.
     Convolution weights, ToRGB, styles, biases, noise strengths and the mapping are kept apart.
     """
     from matplotlib.figure import Figure
@@ -228,7 +232,7 @@ def main(
     path = sources.fetch(source_pkl)
     source, adapted = pickles.load(path), pickles.load(adapted_pkl)
     nets = [getattr(one, network) for one in (source, adapted)]
-    nets += [getattr(pickles.load(_newest(null)), network)] if null else []
+    nets += [getattr(pickles.load(null), network)] if null else []
     if fisher is None:
         settings, labels = Settings(samples=samples), labels_beside(path)
         found = estimate(nets[0], source.D, settings, labels=labels, network=network)
@@ -249,16 +253,6 @@ def main(
     with replacing(out / "analysis.png") as file:
         figure.savefig(file, dpi=120, format="png")
     click.echo(f"{table(layers)}\n{out / 'analysis.png'}")
-
-
-def _newest(place: str) -> str:
-    """Return the newest network of a run's folder, or the network that `place` itself is."""
-    if not Path(place).is_dir():
-        return place
-    networks = sorted(Path(place).glob("network-snapshot-*.pkl"))
-    if not networks:
-        raise ValueError(f"--null={place}: no network-snapshot-*.pkl in it; give a run's folder")
-    return str(networks[-1])
 
 
 def _draw(layers: list[Layer], figure: Any) -> None:

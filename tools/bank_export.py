@@ -27,9 +27,9 @@ def main(source: str, target: Path, route: str) -> None:
 
     IN is a path, URL, short name or run.
     """
-    from training import generation, pickles
+    from training import pickles
 
-    nets = pickles.load(generation.newest_network(source))
+    nets = pickles.load(source)
     chosen = parse_route(route, nets.G_ema)
     G, G_ema = (without_banks(net, chosen) for net in (nets.G, nets.G_ema))
     with Output(target) as output:

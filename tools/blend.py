@@ -36,14 +36,13 @@ def main(first: str, second: str, target: Path, split: int, smooth: float) -> No
     trained from one source, or one from the other. Where classes or other conditions are, A and B
     need the same.
     """
-    from training import blending, generation, pickles
+    from training import blending, pickles
 
     if split & (split - 1) or split in (1, 2):
         raise ValueError(f"--split={split}: must be 0, or a resolution: 4, 8, 16, ...")
     if smooth < 0:
         raise ValueError(f"--smooth={smooth:g}: must be 0 or more")
-    paths = [generation.newest_network(place) for place in (first, second)]
-    one, two = map(pickles.load, paths)
+    one, two = map(pickles.load, (first, second))
     made = blending.blended(one, two, split, smooth)
     shares = [
         f"{r}: {100 * blending.share_of_second(r, split, smooth):.0f} %"

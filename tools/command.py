@@ -57,9 +57,10 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except (click.UsageError, ValueError, OSError) as error:
+        from stylegan2_fewshot.files import legible
         from stylegan2_fewshot.options import Mistake
 
-        text = error.format_message() if isinstance(error, click.UsageError) else str(error)
+        text = error.format_message() if isinstance(error, click.UsageError) else legible(error)
         raise Mistake(text) from error
 
 

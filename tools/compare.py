@@ -11,16 +11,16 @@ import click
 from metrics.results import is_better, read, value
 from stylegan2_fewshot.files import printable, replacing
 
-from .command import command
+from .command import FILE, UserPath, command
 
 Runs = dict[str, dict[str, list[dict[str, Any]]]]  # run -> metric -> results by kimg
 
 
 @command()
-@click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("folders", nargs=-1, required=True, type=UserPath(exists=True, path_type=Path))
 @click.option(
     "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     default="metrics.png",
     help="Picture to write.",
     show_default=True,
@@ -91,7 +91,6 @@ def save_plot(runs: Runs, path: Path) -> None:
     for panel, name in zip(axes.flat, names, strict=False):
         _draw(panel, name, runs)
     figure.legend(axes[0, 0].get_lines(), list(runs), loc="outside lower center")
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as stream:
         figure.savefig(stream, format="png", dpi=120)
 

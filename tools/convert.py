@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from stylegan2_fewshot.networks import refuse_made
-from training import generation, pickles
+from training import pickles
 from training.formats import onnx_export, rosinality, safetensors_file
 from training.pickles import NetworkPickle
 
@@ -69,9 +69,7 @@ def main(source: str, target: Path) -> None:
     if target.suffix not in WRITERS:
         raise ValueError(f"OUT={target}: its suffix must be one of {', '.join(WRITERS)}")
     alone = target.suffix in (".onnx", ".safetensors")
-    nets = pickles.load(
-        generation.newest_network(source), needs=("G_ema",) if alone else pickles.NEEDED
-    )
+    nets = pickles.load(source, needs=("G_ema",) if alone else pickles.NEEDED)
     if target.suffix in (".pt", ".onnx"):
         refuse_made(nets.G_ema, f"OUT={target}: {target.suffix}")
     with Output(target) as output:

@@ -12,18 +12,18 @@ from stylegan2_fewshot import distributed, trust
 from stylegan2_fewshot.methods.prior.instances import Instances, digest, save, unit
 from training.dataset import ImageDataset
 
-from .command import command
+from .command import FILE, UserPath, command
 
 
 @command()
-@click.argument("data", type=click.Path(exists=True))
+@click.argument("data", type=UserPath(exists=True))
 @click.option(
     "--backbone",
     default="vgg16",
     show_default=True,
     help="vgg16, mobilenetv2, resnet50-ssl, or the path of a TorchScript file, which is a program.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="File .npz to write.")
+@click.option("--out", required=True, type=FILE, help="File .npz to write.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where.")
 @trust.options
 def main(

@@ -14,13 +14,15 @@ from stylegan2_fewshot.ops import select
 from stylegan2_fewshot.options import Command
 from training import pickles, sources
 
+from .command import FILE, UserPath
+
 
 @click.command(cls=Command, context_settings={"show_default": True})
 @click.argument("network_pkl")
+@click.option("--out", type=FILE, help="File to write; default NETWORK.fisher.npz.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="File to write; default NETWORK.fisher.npz."
+    "--samples", type=click.IntRange(min=1), default=1000, help="Number of generated images."
 )
-@click.option("--samples", default=1000, help="Number of generated images.")
 @click.option("--seed", default=0, help="Seed of latents, labels and noise.")
 @click.option(
     "--network",
@@ -44,7 +46,7 @@ from training import pickles, sources
 @click.option("--discriminator", is_flag=True, help="Include D's parameters, for --ewc-network=GD.")
 @click.option(
     "--labels",
-    type=click.Path(path_type=Path, exists=True),
+    type=UserPath(path_type=Path, exists=True, dir_okay=False),
     help="Array .npy [M, c_dim] of labels to draw from; default: the conditions in NETWORK's "
     ".prior.npz, or else every class alike.",
 )
@@ -67,7 +69,7 @@ def main(
     device: str,
     **settings: Any,
 ) -> None:
-    """Estimate the Fisher information of NETWORK_PKL (path, URL or short name) for EWC.
+    """Estimate the Fisher information of NETWORK_PKL (path, URL, short name or run) for EWC.
 
     Several processes share the work: torchrun --nproc-per-node=N -m tools.fisher ...
     An interrupted estimate resumes when the same command is given again.

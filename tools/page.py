@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stylegan2_fewshot.files import replacing, sha256_of, write_text
 from stylegan2_fewshot.networks import refuse_made
-from training import conditions, pickles
+from training import conditions, pickles, sources
 from training.directions import sefa
 from training.formats import onnx_export
 
@@ -73,7 +73,7 @@ def main(
     """
     labels = names.split(",") if names else [_name(network) for network in networks]
     if len(labels) != len(networks):
-        raise ValueError(f"--names={names}: {len(networks)} networks need as many names")
+        raise ValueError(f"--names={names}: must be {len(networks)}, one for each network")
     files = _runtime(runtime)
     generators = [_generator(network) for network in networks]
     _check_alike(networks, generators)
@@ -104,7 +104,7 @@ def main(
 
 def _name(network: str) -> str:
     """Return a network's name, with its run's where it is a snapshot."""
-    path = Path(network)
+    path = Path(sources.newest_network(network))
     snapshot = re.fullmatch(r"network-(snapshot-0*(\d+)|best)", path.stem)
     if not snapshot:
         return path.stem

@@ -118,8 +118,9 @@ def main(source: Path, out: Path, size: int, fit: str, rgb: bool, **rest: Any) -
     files, wanted = open_source(source), Wanted(size, fit, keep_mode=not rgb)
     numbers = [i for i, name in enumerate(files.names) if _is_photo(name)]
     if not numbers:
-        found = problems.left_out(files.names) or "nothing"
-        raise ValueError(f"{source}: no photos in it, but {found}; see --help for the formats")
+        others = problems.left_out(files.names)
+        found = f"no photos in it, but {others}" if others else "there is nothing in it"
+        raise ValueError(f"{source}: {found}; name a folder or ZIP of photos")
     out.parent.mkdir(parents=True, exist_ok=True)
     settings = {"source": str(source.resolve()), **asdict(wanted), "formats": photos.formats()}
     with contextlib.closing(Journal(targets.journal, settings)) as journal:
@@ -231,7 +232,9 @@ def _plan(journal: Journal, source: Path, options: dict[str, Any]) -> Plan:
     if number := options["heldout"]:
         stay = [i for i in range(len(entries)) if i not in plan.gone]
         if number >= len(stay):
-            raise ValueError(f"--heldout={number}: there are {len(stay)} pictures; ask for fewer")
+            raise ValueError(
+                f"--heldout={number}: must be less than the number of pictures, {len(stay)}"
+            )
         group = duplicates.groups(pairs, len(entries))
         plan.aside[stay] = duplicates.split(group[stay], number)
     return plan
@@ -309,7 +312,8 @@ def _conclusion(
     targets: packing.Targets, plan: Plan, wanted: Wanted, heldout: int | None
 ) -> list[str]:
     size, number = wanted.size, len(plan.part(aside=False))
-    lines = [f"{targets.out}: {number} pictures of {size}x{size}, {plan.mode}"]
+    pictures = "1 picture" if number == 1 else f"{number} pictures"
+    lines = [f"{targets.out}: {pictures} of {size}x{size}, {plan.mode}"]
     data = f"--data={shlex.quote(str(targets.out))}" + (" --cond=1" if plan.classes else "")
     if targets.heldout:
         aside = len(plan.part(aside=True))
@@ -317,7 +321,7 @@ def _conclusion(
         lines.append(f"{targets.heldout}: {aside} pictures set aside{why}")
         data += f" --metricdata={shlex.quote(str(targets.heldout))}"
     lines.append(f"{targets.sheet}: look at it; {targets.record}: where each picture comes from")
-    return [*lines, f"train on it: python train.py --outdir=runs {data}"]
+    return [*lines, f"train on it: python train.py --cfg=fewshot --outdir=runs {data}"]
 
 
 def _is_photo(name: str) -> bool:

@@ -139,11 +139,10 @@ class _Opened:
         from stylegan2_fewshot.files import sha256_of
         from training import generation, sources
 
-        path = generation.newest_network(network)
         self.drawing = drawing
         self.network = network
         self.subject = generation.Subject(network, drawing, say=say, from_seeds=False)
-        self.hash = sha256_of(sources.fetch(path))
+        self.hash = sha256_of(sources.fetch(network))
         self._lpips = detectors.load(LPIPS)
 
     @property

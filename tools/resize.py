@@ -36,12 +36,12 @@ def main(source: str, target: Path, size: int | None, channels: str | None, fit_
     layers left allow; its D has to learn anew what it saw in them. Train from OUT with train.py
     --resume=OUT.
     """
-    from training import generation, pickles, resizing
+    from training import pickles, resizing
 
     if size is None and channels is None:
         raise ValueError("give --size, --channels or both")
     with Output(target) as output:
-        nets = pickles.load(generation.newest_network(source))
+        nets = pickles.load(source)
         before = nets.G_ema
         try:
             made = resizing.resized(

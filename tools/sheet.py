@@ -39,14 +39,14 @@ def main(
 
     A run's sheet shows at a glance what training did, and where it began to collapse.
     """
-    from training import generation, grids
+    from training import generation, grids, run_dir
 
     if (psi is not None) == snapshots:
         raise ValueError("give either --psi or --snapshots")
     drawing = Drawing.take(options)
     subjects: list[tuple[str, str, Drawing]]
     if snapshots:
-        found = generation.snapshots_of(Path(network).expanduser())
+        found = run_dir.snapshots(Path(network).expanduser())
         if not found:
             raise ValueError(f"--network={network}: --snapshots needs a run with snapshots")
         subjects = [(_kimg(path), str(path), drawing) for path in found]

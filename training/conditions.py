@@ -26,7 +26,7 @@ def beside(
     """Return the method that keeps conditions beside a network pickle, and these `[M, c_dim]`.
 
     Args:
-        network: The network's file: a path, URL or short name.
+        network: The network: a path, URL, short name or run.
         c_dim: How many numbers a condition of that network has, where that is known.
         sampling: How they are made of those seen in training, in the method's own words.
 

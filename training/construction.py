@@ -172,7 +172,7 @@ def summary(
     shape = "x".join(map(str, reversed(dataset.image_shape)))
     lines = [
         f"Data      {options['dataset']['path']}: {len(dataset)} images, {shape}, "
-        f"labels of {dataset.label_dim}",
+        + (f"labels of {dataset.label_dim} numbers" if dataset.label_dim else "no labels"),
         f"Networks  G {size['G']:.2f} M, D {size['D']:.2f} M parameters, "
         + (f"from {source}, G as its {options['resume_from']}" if source else "from scratch"),
         f"Plugins   {', '.join(options['plugins']) or 'none'}",

@@ -57,7 +57,7 @@ def estimate(options: Mapping[str, Any], dataset: ImageDataset) -> str:
     iterations = options["total_kimg"] * 1000 / batch + state.plugins.rehearsal
     total = setup + iterations * per_iteration + count * (snapshot + measuring)
     disk = count * size["pkl"] + min(count, checkpoint.KEEP) * size["pt"]
-    what = f"{count} snapshots of {snapshot:.1f} s"
+    what = f"{_counted(count, 'snapshot')} of {snapshot:.1f} s"
     what += f" and {measuring:.0f} s of metrics" if saved.metrics else ""
     once = kept - started - setup
     memory, largest = max(*peaks.values(), distributed.memory_gb(device)), ""
@@ -66,11 +66,15 @@ def estimate(options: Mapping[str, Any], dataset: ImageDataset) -> str:
     lines = [
         f"Time    {duration(total)}: {per_iteration * 1000 / batch:.1f} s/kimg, {what}",
         f"Memory  {memory:.2f} GiB on {device}" + f" ({largest})" * bool(largest),
-        f"Disk    {disk / 2**30:.2f} GiB for {count} networks and the newest checkpoints",
+        f"Disk    {disk / 2**30:.2f} GiB for {_counted(count, 'network')} and newest checkpoints",
     ]
     if once >= 1:
         lines.append(f"Once    {duration(once)}, spent now: its results are kept for the run")
     return "\n".join(lines)
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}" + ("" if number == 1 else "s")
 
 
 def _iteration_sec(

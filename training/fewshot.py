@@ -95,7 +95,7 @@ def _reports(s: Situation, kimg: float, given: dict[str, Any]) -> dict[str, tupl
     names, why = _metrics(s)
     choices: dict[str, tuple[Any, str]] = {
         "tick": (tick, f"{SNAPSHOTS * TICKS_PER_SNAPSHOT} status lines"),
-        "snap": (TICKS_PER_SNAPSHOT, f"{SNAPSHOTS} snapshots"),
+        "snap": (TICKS_PER_SNAPSHOT, "status lines from one snapshot to the next"),
         "metrics": (names, why),
     }
     if s.has_heldout and given.get("metrics", names) != "none":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,30 +27,6 @@ from .pickles import NetworkPickle
 
 DIRECTIONS = "file of directions"
 _REMEDY = "make one with python -m tools.directions"
-
-
-def newest_network(place: str | os.PathLike[str]) -> str:
-    """Return the newest network of a run directory; anything but a folder is returned as it is.
-
-    Raises:
-        ValueError: The folder has no network.
-    """
-    folder = Path(place).expanduser()
-    if not folder.is_dir():
-        return os.fspath(place)
-    if snapshots := snapshots_of(folder):
-        return str(snapshots[-1])
-    raise ValueError(f"{place}: a folder without network-snapshot-*.pkl; give a run's, or a file")
-
-
-def snapshots_of(run: Path) -> list[Path]:
-    """Return the snapshots of a run directory, the oldest first."""
-    matches = [
-        (re.fullmatch(r"network-snapshot-(\d+)(?:-(\d+))?\.pkl", path.name), path)
-        for path in run.glob("network-snapshot-*.pkl")
-    ]
-    ordered = sorted((int(m[1]), int(m[2] or 0), path) for m, path in matches if m)
-    return [path for _, _, path in ordered]
 
 
 @dataclass(frozen=True)
@@ -97,7 +72,7 @@ class Subject:
         from_seeds: bool = True,
     ) -> None:
         try:
-            self.path = newest_network(network)
+            self.path = sources.newest_network(network)
             self.nets: NetworkPickle = pickles.load(self.path, needs=("G_ema",))
         except (ValueError, OSError) as error:
             raise ValueError(f"{option}: {error}") from error
@@ -338,7 +313,7 @@ def _load_ws(G: Any, path: str, option: str) -> Tensor:
 
 def copy_companions(network: str, target: Path) -> list[Path]:
     """Copy what methods keep beside a network pickle to beside another; return what was written."""
-    path = sources.fetch(newest_network(network))
+    path = sources.fetch(network)
     copies = []
     for found in companions(path):
         copy = target.with_name(target.stem + found.name.removeprefix(path.stem))

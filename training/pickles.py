@@ -54,7 +54,8 @@ def load(path_or_url: str | os.PathLike[str], *, needs: Sequence[str] = NEEDED) 
     Files of `training.formats` are told by their content and read as well.
 
     Args:
-        path_or_url: A path, an http(s) URL, or a short name such as `ffhq256`.
+        path_or_url: A path, an http(s) URL, a short name such as `ffhq256`, or a run directory,
+            whose newest network is read.
         needs: Networks that have to be there. To train takes all three; G_ema draws the images.
 
     Raises:

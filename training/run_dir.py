@@ -105,7 +105,7 @@ def newest_network(run: Path) -> Path:
     """Return the newest network of a run; ValueError where there is none."""
     found = snapshots(run)
     if not found:
-        raise ValueError(f"{run}: no network-snapshot-*.pkl in this folder; name a network's file")
+        raise ValueError(f"{run}: a folder without network-snapshot-*.pkl; give a run's, or a file")
     return found[-1]
 
 

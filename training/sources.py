@@ -1,4 +1,4 @@
-"""Where network files come from: a path, a URL or a short name."""
+"""Where network files come from: a path, a URL, a short name or a run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from metrics.downloads import SourceError, check_hash, copy_of
 from metrics.downloads import fetch as download
 from stylegan2_fewshot.files import without_secrets
 
+from . import run_dir
+
 NVIDIA = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/transfer-learning-source-nets/"
 SHORT_NAMES = {
     "ffhq256": NVIDIA + "ffhq-res256-mirror-paper256-noaug.pkl",
@@ -18,6 +20,16 @@ SHORT_NAMES = {
     "celebahq256": NVIDIA + "celebahq-res256-mirror-paper256-kimg100000-ada-target0.5.pkl",
     "lsundog256": NVIDIA + "lsundog-res256-paper256-kimg100000-noaug.pkl",
 }
+
+
+def newest_network(place: str | os.PathLike[str]) -> str:
+    """Return the newest network of a run directory; anything but a folder is returned as it is.
+
+    Raises:
+        ValueError: The folder has no network.
+    """
+    folder = Path(place).expanduser()
+    return str(run_dir.newest_network(folder)) if folder.is_dir() else os.fspath(place)
 
 
 def is_here(path_or_url: str) -> bool:
@@ -30,7 +42,7 @@ def is_here(path_or_url: str) -> bool:
 
 def shown(path_or_url: str | os.PathLike[str]) -> str:
     """Return a network for messages: a URL without what is secret in it, and with its copy."""
-    text = os.fspath(path_or_url)
+    text = newest_network(path_or_url)
     url = SHORT_NAMES.get(text, text)
     if re.match(r"https?://", url) and (copy := copy_of(url)).is_file():
         return f"{without_secrets(text)} (downloaded as {copy}; delete that to download it anew)"
@@ -48,13 +60,15 @@ def fetch(path_or_url: str | os.PathLike[str], *, sha256: str | None = None) -> 
     """Return a local path to a file, downloading it where that is needed.
 
     Args:
-        path_or_url: A path, an http(s) URL, or one of `SHORT_NAMES`.
+        path_or_url: A path, an http(s) URL, one of `SHORT_NAMES`, or a run directory, which stands
+            for its newest network.
         sha256: The hash that the file must have, in hexadecimal; None for any.
 
     Raises:
         SourceError: The file does not exist, cannot be downloaded whole, or has another hash.
+        ValueError: The folder has no network.
     """
-    text = os.fspath(path_or_url)
+    text = newest_network(path_or_url)
     url = SHORT_NAMES.get(text, text)
     if re.match(r"https?://", url):
         return download(url, sha256=sha256, problem=_problem)

@@ -49,7 +49,7 @@ def unpickle(
         PickleError: The bytes are no whole pickle, or ask for what no network pickle needs.
     """
     if data[:1] != pickle.PROTO:
-        raise PickleError("is no pickle")
+        raise PickleError("is not a network file")
     try:
         _rehearse(data, others=persistent is not None)
         return _Unpickler(io.BytesIO(data), names, persistent).load()

@@ -107,7 +107,7 @@ def _index(file: zipfile.ZipFile, size: int) -> tuple[bytes, str]:
         raise PickleError("refused a ZIP archive that expands to more than its own size")
     found = [name for name in file.namelist() if name.rpartition("/")[2] == "data.pkl"]
     if len(found) != 1:
-        raise PickleError("is a ZIP archive, but none of torch.save")
+        raise PickleError("is a ZIP archive, but not one of networks")
     folder = found[0].removesuffix("data.pkl")
     if f"{folder}byteorder" in file.namelist() and file.read(f"{folder}byteorder") != b"little":
         raise PickleError("has its numbers in big-endian order")
