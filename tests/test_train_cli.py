@@ -218,6 +218,8 @@ def test_defaults_for_few_images(dry_run):
     longer = dry_run("--cfg=fewshot", "--resume=x.pkl", "--kimg=40", "--aug=noaug")
     assert (longer["kimg_per_tick"], longer["snapshot_ticks"]) == (1.0, 5)
     assert longer["plugins"] == {}
+    assert "--snap=5: status lines from one snapshot to the next" in dry_run.notes
+    assert "6 images, 64x64x3, no labels" in dry_run.notes
 
 
 def test_mistakes_about_data_name_the_file(dry_run, tmp_path):
@@ -226,6 +228,14 @@ def test_mistakes_about_data_name_the_file(dry_run, tmp_path):
     assert "no images" in dry_run("--data=images")
     Image.new("RGB", (16, 8)).save(tmp_path / "images" / "wide.png")
     assert "1 not square: wide.png (16x8); make" in dry_run("--data=images")
+
+
+def test_a_network_of_another_size_names_both_ways_out(dry_run):
+    said = dry_run("--resume=x.pkl", resolution=32)
+    assert (
+        "the network has 64 pixels a side" in said and "prepare the images with --size=64" in said
+    )
+    assert "or convert the network: python -m tools.resize x.pkl OUT.pkl --size=32" in said
 
 
 def test_launch_gets_the_options(data, monkeypatch, tmp_path):

@@ -123,16 +123,17 @@ def _refuse_misfit(options: Mapping[str, Any], dataset: ImageDataset, G: nets.Ge
             raise ValueError(
                 f"--resume={options['resume']}: the network has {of_net} {what}, --data="
                 f"{options['dataset']['path']} has {of_data}; "
-                f"{_remedy(what, of_data, options['resume'])}"
+                f"{_remedy(what, of_data, of_net, options['resume'])}"
             )
 
 
-def _remedy(what: str, mine: int, network: str) -> str:
+def _remedy(what: str, mine: int, theirs: int, network: str) -> str:
     """Return how to make the source network fit data."""
     option = {"pixels a side": "--size", "channels": "--channels"}.get(what)
     if option is None:
         return "convert the data or take another network"
-    return f"convert the network: python -m tools.resize {network} OUT.pkl {option}={mine}"
+    first = f"prepare the images with --size={theirs}, or " if option == "--size" else ""
+    return f"{first}convert the network: python -m tools.resize {network} OUT.pkl {option}={mine}"
 
 
 def _refuse_contradiction(options: Mapping[str, Any], key: str, net: nets.Network) -> None:
