@@ -98,6 +98,20 @@ def test_tiles_serve_what_networks_do(emulated, up, down, layout):
     assert emulated.tiled == before + 2
 
 
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+@pytest.mark.parametrize(("up", "down"), SCALES)
+@pytest.mark.parametrize(("channels", "begin"), [(16, 0), (24, 0), (12, 0), (16, 1)])
+def test_neighbours_in_channels_last_are_read_together(emulated, up, down, dtype, channels, begin):
+    count = 20 * 18 * channels
+    memory = torch.randn(count + begin).to(dtype)[begin:]  # from 1 on, no pack lies where it has to
+    x = memory.as_strided([1, channels, 20, 18], [count, 1, 18 * channels, channels])
+    arguments = (up, up), (down, down), (2, 1, -2, 1), False, 1.0
+    f, before = torch.randn(4, 4), emulated.tiled
+    got = emulated.upfirdn2d(x, f, *arguments)
+    assert emulated.tiled == before + 1
+    expect_close(got, reference.upfirdn2d(x.double(), f.double(), *arguments), dtype)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_activations_by_emulated_kernels(emulated, act, dtype):

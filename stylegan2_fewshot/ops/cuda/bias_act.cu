@@ -50,15 +50,6 @@ template <class W> __device__ W curvature(int function, W v) {
   }
 }
 
-// Numbers that one thread moves at a time, 16 bytes if `kCount` fills them.
-template <class T, int kCount> struct alignas(sizeof(T) * kCount) Pack {
-  T values[kCount];
-};
-
-template <class T, int kCount> __device__ Pack<T, kCount> read(const void* from, int64_t index) {
-  return static_cast<const Pack<T, kCount>*>(from)[index];
-}
-
 template <int kOrder, class W>
 __device__ W result(const Activation& a, W x, W bias, W first, W other) {
   const W alpha = static_cast<W>(a.alpha), gain = static_cast<W>(a.gain);

@@ -24,6 +24,15 @@ __device__ inline void narrow(float value, __nv_bfloat16& to) { to = __float2bfl
 __device__ inline void narrow(float value, float& to) { to = value; }
 __device__ inline void narrow(double value, double& to) { to = value; }
 
+// Numbers that one thread moves at a time, 16 bytes if `kCount` fills them.
+template <class T, int kCount> struct alignas(sizeof(T) * kCount) Pack {
+  T values[kCount];
+};
+
+template <class T, int kCount> __device__ Pack<T, kCount> read(const void* from, int64_t index) {
+  return static_cast<const Pack<T, kCount>*>(from)[index];
+}
+
 // a / b for a >= 0, b > 0. A 64-bit division takes several times as long as one of 32 bits.
 __device__ inline int64_t divide(int64_t a, int64_t b) {
   if ((a | b) >> 32) return a / b;

@@ -44,8 +44,9 @@ template <class T> __global__ void resample_any(Resampling a) {
 
 // What one block makes: `width` x `height` outputs of `lanes` neighbours in the minor dimension,
 // each thread a strip of outputs one below the other, so that it reads an input line once.
-template <int kLanes, int kTaps, int kUp, int kDown, bool kSeparable> struct Tile {
+template <int kLanes, int kTaps, int kUp, int kDown, bool kSeparable, int kPack> struct Tile {
   static constexpr int lanes = kLanes, taps = kTaps, up = kUp, down = kDown;
+  static constexpr int pack = kPack;  // lanes that are read at a time: all are inside, or none
   static constexpr bool separable = kSeparable;
   static constexpr int width = lanes == 1 ? 64 : 16 / down;
   static constexpr int strip = (lanes == 1 ? 8 : 16) / down;
@@ -99,14 +100,21 @@ template <class Tile> struct Grid {
 
 template <class T, class Tile>
 __device__ void read_tile(const Resampling& a, const Corner& at, float (&tile)[Tile::pixels]) {
+  constexpr int pack = Tile::pack;
   const T* x = static_cast<const T*>(a.x) + at.plane * a.in_y * a.in_x * a.minor + at.lane;
 #pragma unroll
-  for (int i = threadIdx.x; i < Tile::pixels; i += Tile::threads) {
+  for (int i = threadIdx.x * pack; i < Tile::pixels; i += Tile::threads * pack) {
     const int lane = i % Tile::lanes, column = i / Tile::lanes % Tile::in_width;
     const int px = at.in_x + column, py = at.in_y + i / (Tile::lanes * Tile::in_width);
     const bool inside =
         px >= 0 && px < a.in_x && py >= 0 && py < a.in_y && at.lane + lane < a.minor;
-    tile[i] = inside ? widen(x[(static_cast<int64_t>(py) * a.in_x + px) * a.minor + lane]) : 0.f;
+    Pack<T, pack> found = {};
+    const T* from = x + (static_cast<int64_t>(py) * a.in_x + px) * a.minor + lane;
+    if (inside) found = read<T, pack>(from, 0);
+    Pack<float, pack> numbers;
+#pragma unroll
+    for (int k = 0; k < pack; ++k) numbers.values[k] = widen(found.values[k]);
+    *reinterpret_cast<Pack<float, pack>*>(tile + i) = numbers;
   }
 }
 
@@ -131,7 +139,8 @@ __device__ void sum_strip(const float* lines, int pitch, const float (&weights)[
 
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::threads) resample_tiles(Resampling a) {
-  __shared__ float filter[Tile::weights], tile[Tile::pixels], middle[Tile::middle];
+  __shared__ float filter[Tile::weights], middle[Tile::middle];
+  alignas(32) __shared__ float tile[Tile::pixels];  // written in packs of up to 8
   constexpr int wide = Tile::separable ? 1 : Tile::reach;
   const int lane = threadIdx.x % Tile::lanes, column = threadIdx.x / Tile::lanes % Tile::width;
   const int group = threadIdx.x / (Tile::lanes * Tile::width);
@@ -190,16 +199,21 @@ template <class T, class Tile> void launch_tiles(const Resampling& a, CUstream_s
   launch(resample_tiles<T, Tile>, a, Grid<Tile>(a).count, Tile::threads, stream);
 }
 
-template <class T, int kLanes, int kTaps, bool kSeparable>
+template <class T, int kLanes, int kTaps, bool kSeparable, int kPack = 1>
 void launch_scale(const Resampling& a, CUstream_st* stream) {
-  if (a.up_x == 2) return launch_tiles<T, Tile<kLanes, kTaps, 2, 1, kSeparable>>(a, stream);
-  if (a.down_x == 2) return launch_tiles<T, Tile<kLanes, kTaps, 1, 2, kSeparable>>(a, stream);
-  launch_tiles<T, Tile<kLanes, kTaps, 1, 1, kSeparable>>(a, stream);
+  if (a.up_x == 2)
+    return launch_tiles<T, Tile<kLanes, kTaps, 2, 1, kSeparable, kPack>>(a, stream);
+  if (a.down_x == 2)
+    return launch_tiles<T, Tile<kLanes, kTaps, 1, 2, kSeparable, kPack>>(a, stream);
+  launch_tiles<T, Tile<kLanes, kTaps, 1, 1, kSeparable, kPack>>(a, stream);
 }
 
 template <class T> void launch_layout(const Resampling& a, CUstream_st* stream) {
+  constexpr int wide = 16 / sizeof(T);
   if (a.separable) return launch_scale<T, 1, 12, true>(a, stream);
   if (a.minor == 1) return launch_scale<T, 1, 4, false>(a, stream);
+  if (a.minor % wide == 0 && reinterpret_cast<uintptr_t>(a.x) % 16 == 0)
+    return launch_scale<T, 16, 4, false, wide>(a, stream);
   launch_scale<T, 16, 4, false>(a, stream);
 }
 
