@@ -333,7 +333,7 @@ def _instances(reader: str, unit: torch.Tensor) -> tuple[dict, Wrong]:
 
 
 def _datasets() -> Iterator[Case]:
-    png = readers._png()
+    png = readers.png()
     yield "zip: bz2", "dataset", zipped({"0.png": bytes(1 << 24)}, zipfile.ZIP_BZIP2)
     yield "zip: lzma", "dataset", zipped({"0.png": png}, zipfile.ZIP_LZMA)
     zeros = zipped({"0.png": png, "1.png": png[:33] + bytes(1 << 26)}, zipfile.ZIP_DEFLATED)
@@ -377,11 +377,11 @@ def _datasets() -> Iterator[Case]:
 
 def _images() -> Iterator[Case]:
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n"
-    png = readers._png()
+    png = readers.png()
     yield "image: EPS", "image", eps
     yield "image: WMF", "image", b"\xd7\xcd\xc6\x9a\x00\x00" + bytes(100)
     for kind in ("BMP", "GIF", "TIFF", "PPM", "ICO", "TGA", "PCX", "SGI", "DIB"):
-        yield f"image: {kind}", "image", readers._png(kind=kind)
+        yield f"image: {kind}", "image", readers.png(kind=kind)
     yield "image: XBM", "image", b"#define x_width 9\n#define x_height 9\n"
     yield "image: truncated", "image", png[: len(png) // 2]
     yield "image: huge", "image", png[:16] + struct.pack(">LL", 1 << 30, 1 << 30) + png[24:]

@@ -78,7 +78,7 @@ def _labelled(path: Path) -> object:
     folder = path.with_suffix(".folder")
     folder.mkdir()
     path.rename(folder / "dataset.json")
-    (folder / "0.png").write_bytes(_png())
+    (folder / "0.png").write_bytes(png())
     return ImageDataset(folder, use_labels=True)[0]
 
 
@@ -106,7 +106,7 @@ READERS: dict[str, Reader] = {
 SUFFIXES = {"dataset": ".zip", "image": ".png", "labels": ".npy"}  # others: by content
 
 
-def _png(size: int = 16, kind: str = "PNG") -> bytes:
+def png(size: int = 16, kind: str = "PNG") -> bytes:
     stream = io.BytesIO()
     pixels = np.random.RandomState(0).randint(0, 256, [size, size, 3], dtype=np.uint8)
     Image.fromarray(pixels).save(stream, kind)
@@ -176,9 +176,9 @@ def valid(folder: Path) -> dict[str, tuple[str, bytes]]:
     torch.save({"G": nets["G"].state_dict(), "cur_nimg": 4, "step": {0: torch.ones(2)}}, stream)
     found["checkpoint"] = "checkpoint", stream.getvalue()
     for kind in ("PNG", "JPEG", "WEBP"):
-        found[kind.lower()] = "image", _png(kind=kind)
+        found[kind.lower()] = "image", png(kind=kind)
     listed = json.dumps({"labels": [["0.png", 1], ["1.png", 0]]}).encode()
-    members = {"0.png": _png(), "1.png": _png(), "dataset.json": listed}
+    members = {"0.png": png(), "1.png": png(), "dataset.json": listed}
     found["stored zip"] = "dataset", zipped(members)
     found["deflated zip"] = "dataset", zipped(members, zipfile.ZIP_DEFLATED)
     found["dataset.json"] = "labelled", json.dumps({"labels": [["0.png", [0.5, 1]]]}).encode()

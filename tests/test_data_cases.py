@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 import train
 from tools import prepare
-from training.conditions import _pixels
+from training import images
 from training.dataset import ImageDataset
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +93,7 @@ def test_exif_turns_pictures_everywhere(tmp_path):
             image, exif[0x0112] = image.rotate(90, expand=True), 6
         image.save(tmp_path / f"{i}.jpg", exif=exif, quality=95)
     data = ImageDataset(tmp_path)
-    conditions = [_pixels(tmp_path / f"{i}.jpg", 64, 3) for i in range(2)]
+    conditions = [images.pixels(images.rgba(tmp_path / f"{i}.jpg"), 64, 3) for i in range(2)]
     for pixels in (data[0][0], data[1][0], *conditions):
         assert pixels[0, :18].min() > 200 and pixels[0, 26:].max() < 60
 
@@ -289,7 +289,7 @@ def test_an_eps_named_png_starts_nothing(tmp_path):
     status, said = dry_run(tmp_path)
     assert status == 2 and "not a PNG, JPEG or WEBP file" in said
     with pytest.raises(ValueError, match="not a PNG, JPEG or WEBP file"):
-        _pixels(tmp_path / "a.png", 16, 3)
+        images.rgba(tmp_path / "a.png")
 
 
 def test_a_dry_run_decodes_nothing(tmp_path):

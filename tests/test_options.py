@@ -93,75 +93,74 @@ class _Toy(Plugin):
         return None
 
 
+class Blur(_Toy):
+    """Blur it.
+
+    Args:
+        target: How much.
+        kind: Which kind, over
+            two lines: of text.
+    """
+
+    augmentation = True
+    option_names: ClassVar = {"target": "target"}
+
+    def __init__(self, *, target: float = 0.5, kind: Literal["box", "disc"] = "box") -> None:
+        super().__init__()
+
+
+class Shake(_Toy):
+    """Shake it.
+
+    Args:
+        target: How much.
+    """
+
+    augmentation = True
+
+    def __init__(self, *, target: float = 0.5) -> None:
+        super().__init__()
+
+
+class Decay(_Toy):
+    """Decay (Nobody 2000).
+
+    Args:
+        lambda_: How fast.
+        start_kimg: When.
+        normalize: Whether.
+        file: Where.
+    """
+
+    def __init__(
+        self,
+        *,
+        lambda_: float = 0.0,
+        start_kimg: int = 3,
+        normalize: bool = False,
+        file: str | None = None,
+    ) -> None:
+        super().__init__()
+
+
+class Frozen(_Toy):
+    """Freeze it.
+
+    Args:
+        frozen: How many.
+    """
+
+    def __init__(self, *, frozen: int = 0) -> None:
+        super().__init__()
+
+
 @pytest.fixture
 def toys():
     """Four plugins in place of the real ones."""
     with isolated(empty=True):
-        yield register_toys()
-
-
-def register_toys():
-
-    @register("blur")
-    class Blur(_Toy):
-        """Blur it.
-
-        Args:
-            target: How much.
-            kind: Which kind, over
-                two lines: of text.
-        """
-
-        augmentation = True
-        option_names: ClassVar = {"target": "target"}
-
-        def __init__(self, *, target: float = 0.5, kind: Literal["box", "disc"] = "box") -> None:
-            super().__init__()
-
-    @register("shake")
-    class Shake(_Toy):
-        """Shake it.
-
-        Args:
-            target: How much.
-        """
-
-        augmentation = True
-
-        def __init__(self, *, target: float = 0.5) -> None:
-            super().__init__()
-
-    @register("decay")
-    class Decay(_Toy):
-        """Decay (Nobody 2000).
-
-        Args:
-            lambda_: How fast.
-            start_kimg: When.
-            normalize: Whether.
-            file: Where.
-        """
-
-        def __init__(
-            self,
-            *,
-            lambda_: float = 0.0,
-            start_kimg: int = 3,
-            normalize: bool = False,
-            file: str | None = None,
-        ) -> None:
-            super().__init__()
-
-    @register("frozen")
-    class Frozen(_Toy):
-        """Freeze it.
-
-        Args:
-            frozen: How many.
-        """
-
-        def __init__(self, *, frozen: int = 0) -> None:
-            super().__init__()
+        for toy in (Blur, Shake, Decay, Frozen):
+            register(toy.__name__.lower())(toy)
+        yield
 
 
 def test_names_of_options(toys):

@@ -174,7 +174,7 @@ def test_files_of_a_zip_do_not_share_their_bytes(tmp_path):
     """Each of a million could expand to as much as the one that is there."""
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as file:
-        file.writestr("0.png", readers._png())
+        file.writestr("0.png", readers.png())
         for number in range(1, 20):
             info = zipfile.ZipInfo(f"{number}.png")
             file.filelist.append(info)

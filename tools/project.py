@@ -190,25 +190,17 @@ class _Opened:
 
 
 def _pixels(path: Path, resolution: int, channels: int) -> Any:
-    import numpy as np
     import torch
-    from PIL import Image
 
     from training import images
 
-    with images.opened(path, path) as opened:
-        image = images.upright(opened).convert("RGBA")
+    image = images.rgba(path)
     if image.width != image.height:
         raise ValueError(
             f"{path}: is {image.width}x{image.height}, not square; cut it out first, with: "
             f"python -m tools.prepare FOLDER OUT.zip --size={resolution}"
         )
-    if channels != 4:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
-    image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
-    array = np.array(image).reshape(resolution, resolution, channels)
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(images.pixels(image, resolution, channels))
 
 
 def _search(

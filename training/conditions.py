@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from metrics import detectors
@@ -72,16 +70,6 @@ def see(
             "in; if you have that file and trust it, add --backbone=FILE.pt --trust-backbone"
         )
     detector = detectors.load(backbone or named, trust=trust, sha256=sha256)
-    pixels = np.stack([_pixels(Path(path), G.img_resolution, G.img_channels) for path in paths])
+    shape = G.img_resolution, G.img_channels
+    pixels = np.stack([images.pixels(images.rgba(path), *shape) for path in paths])
     return detector(torch.from_numpy(pixels))
-
-
-def _pixels(path: Path, resolution: int, channels: int) -> np.ndarray:
-    """Return uint8 `[C, R, R]`: the middle square of an image, as a training image would be."""
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
-    with images.opened(path, path) as image:
-        image = images.upright(image).convert("RGBA")
-    if mode != "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    square = ImageOps.fit(image.convert(mode), (resolution, resolution), Image.Resampling.LANCZOS)
-    return np.asarray(square).reshape(resolution, resolution, -1).transpose(2, 0, 1).copy()

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, NamedTuple
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stylegan2_fewshot.files import refusing
@@ -72,6 +73,31 @@ def upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except (SyntaxError, ValueError, TypeError, KeyError, struct.error):  # damaged EXIF
         return image
+
+
+def rgba(path: str | os.PathLike[str]) -> Image.Image:
+    """Return an image file's content with alpha, the right way up.
+
+    Raises:
+        ValueError: It is not an image of an allowed format.
+    """
+    with opened(path, path) as image:
+        return upright(image).convert("RGBA")
+
+
+def pixels(image: Image.Image, resolution: int, channels: int) -> np.ndarray:
+    """Return the middle square of an image as a training image would be, uint8 `[C, R, R]`.
+
+    Args:
+        image: RGBA; lies on white, where there is no channel for alpha.
+        resolution: R.
+        channels: 1, 3 or 4: grey, RGB or RGBA.
+    """
+    mode = next(mode for mode, count in CHANNELS.items() if count == channels)
+    if mode != "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    square = ImageOps.fit(image.convert(mode), (resolution, resolution), Image.Resampling.LANCZOS)
+    return np.asarray(square).reshape(resolution, resolution, -1).transpose(2, 0, 1).copy()
 
 
 def header(data: bytes, name: str) -> Header:

@@ -21,28 +21,11 @@ def training_loop(rank, run_dir, num_gpus, batch_size, batch_gpu, total_kimg, **
     loader = torch.utils.data.DataLoader(
         data, sampler=sampler, batch_size=batch_size // num_gpus, **options.data_loader_kwargs
     )
-    shape = dict(c_dim=0, img_resolution=data.resolution, img_channels=data.num_channels)
-    nets = {}
-    for name in "GD":
-        net = dnnlib.util.construct_class_by_name(**options[f"{name}_kwargs"], **shape)
-        nets[name] = net.train().requires_grad_(False).to(device)
+    nets, G_ema = _networks(data, options, device, rank)
     G, D = nets.values()
-    G_ema = copy.deepcopy(G).eval()
-    if options.get("resume_pkl") and rank == 0:
-        with dnnlib.util.open_url(options.resume_pkl) as file:
-            kept = legacy.load_network_pkl(file)
-        for name, net in [*nets.items(), ("G_ema", G_ema)]:
-            misc.copy_params_and_buffers(kept[name], net, require_all=False)
     if rank == 0:
         misc.print_module_summary(G, [torch.full([2, G.z_dim], torch.nan), torch.empty([2, 0])])
-    parts = {"G_mapping": G.mapping, "G_synthesis": G.synthesis, "D": D}
-    for name, net in [*parts.items(), ("", G_ema)] if num_gpus > 1 else ():
-        net.requires_grad_(True)
-        parts[name] = torch.nn.parallel.DistributedDataParallel(
-            net, device_ids=[device], broadcast_buffers=False
-        )
-        net.requires_grad_(False)
-    parts.pop("", None)
+    parts = _wrapped(G, D, G_ema, device, num_gpus)
     loss = dnnlib.util.construct_class_by_name(
         device=device, augment_pipe=None, **parts, **options.loss_kwargs
     )
@@ -93,6 +76,35 @@ def training_loop(rank, run_dir, num_gpus, batch_size, batch_gpu, total_kimg, **
             file.write(json.dumps(collector.as_dict()) + "\n")
         if cur_nimg >= total_kimg * 1000:
             break
+
+
+def _networks(data, options, device, rank):
+    """Return G and D, by name, and G_ema; from a pickle where one is resumed."""
+    shape = dict(c_dim=0, img_resolution=data.resolution, img_channels=data.num_channels)
+    nets = {}
+    for name in "GD":
+        net = dnnlib.util.construct_class_by_name(**options[f"{name}_kwargs"], **shape)
+        nets[name] = net.train().requires_grad_(False).to(device)
+    G_ema = copy.deepcopy(nets["G"]).eval()
+    if options.get("resume_pkl") and rank == 0:
+        with dnnlib.util.open_url(options.resume_pkl) as file:
+            kept = legacy.load_network_pkl(file)
+        for name, net in [*nets.items(), ("G_ema", G_ema)]:
+            misc.copy_params_and_buffers(kept[name], net, require_all=False)
+    return nets, G_ema
+
+
+def _wrapped(G, D, G_ema, device, num_gpus):
+    """Return what the loss is given; with several GPUs, each for its gradients to be shared."""
+    parts = {"G_mapping": G.mapping, "G_synthesis": G.synthesis, "D": D}
+    for name, net in [*parts.items(), ("", G_ema)] if num_gpus > 1 else ():
+        net.requires_grad_(True)
+        parts[name] = torch.nn.parallel.DistributedDataParallel(
+            net, device_ids=[device], broadcast_buffers=False
+        )
+        net.requires_grad_(False)
+    parts.pop("", None)
+    return parts
 
 
 def _phases(name, module, options):
