@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import zipfile
 from pathlib import Path
 
@@ -17,7 +18,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image, ImageDraw
 
-from tools import duplicates, photos, prepare
+from tests import forking
+from tools import duplicates, packing, photos, prepare
+from tools.journal import Entry
 from training.dataset import ImageDataset
 
 ROOT = Path(__file__).parents[1]
@@ -280,6 +283,15 @@ def test_an_eps_named_png_starts_nothing(tmp_path):
     photo(0).save(tmp_path / "in" / "b.jpg")
     said = run(tmp_path / "in", tmp_path / "out.zip", "--size=16")
     assert "unreadable, left out: 1 (a.png: cannot be read as an image (not a PNG" in said
+
+
+def test_endless_names_take_no_endless_time():
+    file = io.BytesIO()
+    photo(0).save(file, "png")
+    journal = types.SimpleNamespace(png=lambda name: (file.getvalue(), "RGB"))
+    entry = Entry("a" * 60_000 + ".png", 120, 80, [])
+    found = forking.outcome(lambda: packing.contact_sheet([entry], journal))
+    assert found.kind == "returned"
 
 
 def test_heic_is_read_where_pi_heif_is_installed(tmp_path):

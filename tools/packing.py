@@ -98,7 +98,7 @@ def contact_sheet(entries: Sequence[Entry], journal: Journal) -> Image.Image:
         with Image.open(io.BytesIO(journal.png(entry.name)[0]), formats=["PNG"]) as picture:
             shown = picture.convert("RGBA").resize((_CELL, _CELL))
         sheet.paste(shown, (left, top), shown)
-        text = printable(entry.name.rpartition("/")[2])
+        text = printable(entry.name.rpartition("/")[2])[:_CELL]  # a ZIP's names may be endless
         while font.getlength(text) > _CELL:
             text = text.removesuffix("...")[:-1] + "..."
         draw.text((left, top + _CELL + 1), text, fill="black", font=font)
