@@ -17,10 +17,7 @@ def training_loop(rank, run_dir, num_gpus, batch_size, batch_gpu, total_kimg, **
     device = torch.device("cuda", rank)
     torch.manual_seed(options.random_seed * num_gpus + rank)
     data = dnnlib.util.construct_class_by_name(**options.training_set_kwargs)
-    sampler = misc.InfiniteSampler(data, rank, num_gpus)
-    loader = torch.utils.data.DataLoader(
-        data, sampler=sampler, batch_size=batch_size // num_gpus, **options.data_loader_kwargs
-    )
+    loader = _loader(data, rank, num_gpus, batch_size, options)
     nets, G_ema = _networks(data, options, device, rank)
     G, D = nets.values()
     if rank == 0:
@@ -68,14 +65,24 @@ def training_loop(rank, run_dir, num_gpus, batch_size, batch_gpu, total_kimg, **
             sec = phases[0].start.elapsed_time(phases[0].end) / 1000
             print(f"tick {tick} kimg {cur_nimg / 1000:.3f} sec {sec:.3f} memory {memory}")
             torch.cuda.reset_peak_memory_stats()
-            snapshot = Path(run_dir) / f"network-snapshot-{cur_nimg:06d}.pkl"
-            with open(snapshot, "wb") as file:
-                pickle.dump(copy.deepcopy({"G": G, "D": D, "G_ema": G_ema}), file)
+            _save(run_dir, cur_nimg, G=G, D=D, G_ema=G_ema)
         collector.update()
         with open(Path(run_dir) / f"stats-{rank}.jsonl", "a") as file:
-            file.write(json.dumps(collector.as_dict()) + "\n")
+            print(json.dumps(collector.as_dict()), file=file)
         if cur_nimg >= total_kimg * 1000:
             break
+
+
+def _save(run_dir, cur_nimg, **nets):
+    with open(Path(run_dir) / f"network-snapshot-{cur_nimg:06d}.pkl", "wb") as file:
+        pickle.dump(copy.deepcopy(nets), file)
+
+
+def _loader(data, rank, num_gpus, batch_size, options):
+    sampler = misc.InfiniteSampler(data, rank, num_gpus)
+    return torch.utils.data.DataLoader(
+        data, sampler=sampler, batch_size=batch_size // num_gpus, **options.data_loader_kwargs
+    )
 
 
 def _networks(data, options, device, rank):
