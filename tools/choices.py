@@ -55,18 +55,8 @@ class SeedsType(click.ParamType[Any]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, Seeds):
             return value
-        ranges = []
-        for part in value.split(","):
-            match = re.fullmatch(r"\s*(\d{1,10})(?:-(\d{1,10}))?\s*", part)
-            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-            if not first <= last < 2**32:
-                option = param.opts[0] if param else "seeds"
-                raise click.UsageError(
-                    f"{option}={value}: {part!r} is not a seed; write numbers from 0 to 4294967295 "
-                    "and ranges, as 0-35,40"
-                )
-            ranges.append(range(first, last + 1))
-        return Seeds(ranges)
+        advice = "a seed; write numbers from 0 to 4294967295 and ranges, as 0-35,40"
+        return Seeds(_ranges(value, param, 2**32, advice))
 
 
 class NumberType(click.ParamType[Any]):
@@ -105,16 +95,21 @@ class LayersType(click.ParamType[Any]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, tuple):
             return value
-        layers: list[int] = []
-        for part in value.split(","):
-            match = re.fullmatch(r"\s*(\d{1,3})(?:-(\d{1,3}))?\s*", part)
-            if not match or int(match[1]) > int(match[2] or match[1]):
-                option = param.opts[0] if param else "layers"
-                raise click.UsageError(
-                    f"{option}={value}: {part!r} is not a layer; write 0-6, or 0-2,5"
-                )
-            layers += range(int(match[1]), int(match[2] or match[1]) + 1)
-        return tuple(layers)
+        ranges = _ranges(value, param, 1000, "a layer; write 0-6, or 0-2,5")
+        return tuple(itertools.chain.from_iterable(ranges))
+
+
+def _ranges(text: str, param: click.Parameter | None, end: int, what: str) -> list[range]:
+    """Turn `0-3,40` into ranges of numbers below `end`; a message says `what` each has to be."""
+    ranges = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,10})(?:-(\d{1,10}))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < end:
+            option = param.opts[0] if param else "value"
+            raise click.UsageError(f"{option}={text}: {part!r} is not {what}")
+        ranges.append(range(first, last + 1))
+    return ranges
 
 
 SEEDS, NUMBER, LAYERS = SeedsType(), NumberType(), LayersType()
