@@ -29,7 +29,7 @@ FOLDER_OR_FILE = UserPath(exists=True)
 @click.option("--gpus", type=COUNT, help="Processes that train together.  [default: 1]")
 @click.option("--snap", type=COUNT, help="Ticks between snapshots.  [default: 50]")
 @click.option("--tick", type=POSITIVE, help="kimg between status lines.  [default: 4]")
-@click.option("--kimg", type=POSITIVE, help="Duration; 25000, or 100000 with --cfg=cifar.")
+@click.option("--kimg", type=POSITIVE, help="Duration.  [default: 25000, of cifar 100000]")
 @click.option("--seed", type=SEED, default=0, help="Seed of all that is random.", show_default=True)
 @click.option("-n", "--dry-run", is_flag=True, help="Check all, print the options, and end.")
 @click.option("--estimate", is_flag=True, help="Try a few iterations; say time, memory and disk.")
@@ -46,7 +46,8 @@ FOLDER_OR_FILE = UserPath(exists=True)
 @click.option(
     "--cfg",
     type=click.Choice(presets.NAMES),
-    help="Base configuration; fewshot fits few images. [default: auto]",
+    help="Base configuration; fewshot derives it from the number and size of the images.  "
+    "[default: auto]",
 )
 @click.option("--resume", help="Network to start from: path, run, URL, or a name as ffhq256.")
 @click.option(

@@ -30,8 +30,8 @@ class Text(click.types.StringParamType):
         return os.path.expanduser(text) if str(text).startswith("~/") else text
 
 
-class Finite(click.FloatRange):
-    """A number that is neither NaN nor infinite, within bounds."""
+class Number(click.types.FloatParamType):
+    """A number that is neither NaN nor infinite."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -42,8 +42,12 @@ class Finite(click.FloatRange):
         return number
 
 
+class Finite(Number, click.FloatRange):
+    """A number that is neither NaN nor infinite, within bounds."""
+
+
 SCALARS: dict[Any, click.ParamType[Any]] = {
-    float: Finite(),
+    float: Number(),
     int: click.INT,
     str: Text(),
     bool: click.BOOL,
@@ -302,7 +306,7 @@ class PluginOption(click.Option):
         cls = find(option.plugin)
         self.heading = f"{switch(cls)}: {title(cls).rstrip('.')}"
         negative = f"/--no-{option.flag}" if option.type is bool else ""
-        default = "" if option.default is None else f"  [default: {option.default}]"
+        default = "" if option.default in (None, "") else f"  [default: {option.default}]"
         super().__init__(
             [f"--{option.flag}{negative}", option.key],
             type=_click_type(option.type),

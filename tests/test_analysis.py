@@ -82,9 +82,15 @@ def test_compare_by_hand():
 
 def test_other_parameters_are_refused():
     one = {"mapping.fc0.weight": torch.ones(1)}
-    for adapted, fisher in (({}, one), (one, {}), ({"mapping.fc0.weight": torch.ones(2)}, one)):
+    wide = {"mapping.fc0.weight": torch.ones(2)}
+    for source, adapted, fisher in (
+        (one, {}, one),
+        (one, one, {}),
+        (one, wide, one),
+        ({}, one, one),
+    ):
         with pytest.raises(ValueError, match=r"mapping\.fc0\.weight: not alike"):
-            compare(one, adapted, fisher)
+            compare(source, adapted, fisher)
 
 
 def test_rank_correlation_by_hand():

@@ -262,6 +262,7 @@ def test_help_has_a_section_for_each_plugin(toys):
     assert sections[3].startswith("--decay-lambda: Decay (Nobody 2000):")
     assert "--decay-normalize / --no-decay-normalize" in sections[3]
     assert "[default: 3]" in sections[3]
+    assert "None]" not in output
 
 
 class _Positional(_Toy):

@@ -276,6 +276,12 @@ def test_presets_fit_one_gpu_and_eight(cfg):
         assert chosen.batch % (chosen.batch_gpu * gpus) == 0
 
 
+def test_help_shows_no_empty_default_and_no_bound_that_is_none():
+    words = CliRunner().invoke(train.main, ["--help"]).output
+    assert "--bank-layers" in words and "default: ]" not in " ".join(words.split())
+    assert "None]" not in words
+
+
 def test_help_is_there_at_once():
     """What takes long to import is not needed for it; torch is, for options are constructors'."""
     late = "training.networks metrics PIL requests scipy pandas sklearn matplotlib onnx tensorboard"

@@ -87,10 +87,14 @@ def compare(
     Raises:
         ValueError: The networks have different parameters, or `fisher` lacks some.
     """
-    for name, value in source.items():
-        others = [net.get(name) for net in (adapted, null) if net is not None]
-        if name not in fisher or any(o is None or o.shape != value.shape for o in others):
-            raise ValueError(f"{name}: not alike in source, adapted networks and Fisher file")
+    networks = [net for net in (source, adapted, null) if net is not None]
+    for name in dict.fromkeys(name for net in networks for name in net):
+        shapes = {net[name].shape if name in net else None for net in networks}
+        if name not in fisher or len(shapes) > 1:
+            raise ValueError(
+                f"{name}: not alike in source, adapted networks and Fisher file; name a network "
+                "and one that was trained from it, at the same size"
+            )
     layers = []
     for (_, part, layer), members in groupby(sorted(source, key=_place), _place):
         names = list(members)
