@@ -125,16 +125,23 @@ WRITERS = {
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_full_disk_is_named_by_every_writer(tmp_path, name):
-    path = tmp_path / name
-    part = path if name.endswith(".jsonl") else tmp_path / f".{name}.{os.getpid()}.part"
-    part.symlink_to("/dev/full")
-    with pytest.raises(OSError) as ended:
+def test_a_full_disk_is_named_by_every_writer(tmp_path, name, monkeypatch):
+    path, opened = tmp_path / name, Path.open
+    if path.suffix == ".jsonl":
+        path.symlink_to("/dev/full")
+
+    def full(self, mode="r", *rest, **others):
+        if self.suffix == ".part":
+            return open("/dev/full", "wb")
+        return opened(self, mode, *rest, **others)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError) as ended:
+        patch.setattr(Path, "open", full)
         WRITERS[name](path)
     assert str(ended.value) == (
         f"{path}: No space left on device; the same command resumes once there is room"
     )
-    part.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
     assert not any(tmp_path.iterdir())
     WRITERS[name](path)
     assert path.stat().st_size > 0
