@@ -233,7 +233,7 @@ def test_bad_places(tmp_path: Path) -> None:
         ImageDataset(tmp_path / "text.zip.txt")
     cut = write(tmp_path / "cut.zip", FILES)
     cut.write_bytes(cut.read_bytes()[:-30])
-    with pytest.raises(ValueError, match="neither a folder nor a complete ZIP"):
+    with pytest.raises(ValueError, match="neither a folder nor a complete ZIP; name one of images"):
         ImageDataset(cut)
     with pytest.raises(ValueError, match="no images in it"):
         ImageDataset(write(tmp_path / "none.zip", {"notes.txt": b"text"}))

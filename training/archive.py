@@ -172,7 +172,9 @@ def open_source(path: Path) -> Source:
     if not path.exists():
         raise ValueError(f"{path}: no such folder or ZIP")
     if not path.is_file() or not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: neither a folder nor a complete ZIP; pack it anew")
+        raise ValueError(
+            f"{path}: neither a folder nor a complete ZIP; name one of images, or pack it anew"
+        )
     return Zip(path)
 
 
