@@ -23,7 +23,11 @@ def load_external(place: str) -> type[Plugin]:
     """
     module, _, attribute = place.rpartition(":")
     try:
-        cls = getattr(_import(module), attribute)
+        if not (module and attribute):
+            raise ValueError("names no class")
+        cls = getattr(_import(module), attribute, None)
+        if cls is None:
+            raise ValueError(f"there is no {attribute} in it")
     except (ImportError, AttributeError, ValueError, OSError) as error:
         raise ValueError(
             f"--plugin={place}: {error}; write package.module:Class or path/to/file.py:Class"

@@ -334,7 +334,10 @@ def test_external_plugin_brings_its_options(toys, tmp_path, monkeypatch):
         values = read(*args, "--mine-strength=2")
         assert parse(values) == {"mine": {"strength": 2.0}}
     status, output = read("--plugin=their_methods:Yours")
-    assert status == 2 and output.startswith("Error: --plugin=their_methods:Yours: ")
+    assert status == 2
+    assert output.startswith("Error: --plugin=their_methods:Yours: there is no Yours in it; write ")
+    status, output = read(f"--plugin={tmp_path / 'their_methods.py'}")
+    assert status == 2 and "their_methods.py: names no class; write package.module" in output
 
 
 def test_external_plugin_may_not_take_an_option_of_the_command(toys):
