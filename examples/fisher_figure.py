@@ -188,7 +188,7 @@ def findings(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"seed {row['seed']}: F of the last layer is {row['fisher'][last]:.2e}, "
             f"{row['fisher'][last] / row['fisher'][first]:.3g} times the first's; change over "
-            f"control falls from {over[first]:.2f} to {over[last]:.2f}"
+            f"control goes from {over[first]:.2f} to {over[last]:.2f}"
         )
     return "; ".join(lines) + "."
 
@@ -212,8 +212,9 @@ def draw(figure: Any, record: Mapping[str, Any]) -> None:
             left.semilogy(short, [row["fisher"][k] for k in names], ".-")
             right.plot(short, [row["change"][k] / row["control"][k] for k in names], ".-")
         left.set(title=f"{part}: mean Fisher information")
-        right.set(title=f"{part}: change / control")
+        right.set(title=f"{part}: change / control", ylim=(0, max(2, right.get_ylim()[1])))
         for panel in (left, right):
+            panel.set_xlabel("layer")
             panel.tick_params(axis="x", rotation=60)
             panel.grid(alpha=0.3)
 
@@ -241,6 +242,7 @@ def main(
     ]
     settings = {"size": size, "width": width, "steps": steps, "target": target}
     few = {**few_shot.FewShot.settings, "target": target}
+    parts = {"DCGAN": rows, "StyleGAN2": stylegan2(target, out, few)}
     record = {
         "experiment": NAME,
         "settings": settings,
@@ -248,10 +250,11 @@ def main(
         f"--steps {steps[0]} {steps[1]} --seeds={seeds} --target={target}",
         "processor": processor(),
         "commit": commit(),
-        "parts": {"DCGAN": rows, "StyleGAN2": stylegan2(target, out, few)},
+        "parts": parts,
     }
     save(record, docs)
-    tables.save_figure(docs / f"{NAME}.png", (10, 7), lambda figure: draw(figure, record))
+    height = 3.8 * sum(map(bool, parts.values()))
+    tables.save_figure(docs / f"{NAME}.png", (10, height), lambda figure: draw(figure, record))
     tables.publish(docs / f"{NAME}.md", sections(record))
 
 
