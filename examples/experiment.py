@@ -176,7 +176,7 @@ def report(
         "settings": dict(settings),
         "processor": processor(),
         "commit": commit(),
-        "references": experiment.references(runs, out, settings),
+        "references": experiment.references(runs, out, settings) if runs else {},
         "runs": [row(trial, run_dir, out) for trial, run_dir in runs.items()],
     }
     if (docs / f"{name}.json").exists():
