@@ -16,11 +16,12 @@ import click
 import torch
 from few_shot import SOURCE, enlarged
 from measures import real_images, samples
-from trials import ROOT, Trial, snapshots, train
+from trials import ROOT, Trial, train
 
 from stylegan2_fewshot.ops import select
 from stylegan2_fewshot.pixels import to_float
 from training import grids
+from training.run_dir import snapshots
 
 TEN = Path("examples/lorelei-ten.zip")
 COMMON = (

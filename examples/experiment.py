@@ -15,13 +15,14 @@ from typing import Any
 import click
 import tables
 import torch
-from trials import ROOT, Trial, commit, finished, slug, snapshots, train
+from trials import ROOT, Trial, commit, finished, slug, train
 
 from metrics import results
 from stylegan2_fewshot.files import write_text
 from stylegan2_fewshot.ops import select
 from tools.command import Command
 from training import environment
+from training.run_dir import snapshots
 
 DOCS = ROOT / "docs"
 Row = dict[str, Any]

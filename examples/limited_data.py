@@ -20,11 +20,12 @@ from experiment import Experiment, Record, Runs, Settings, by_method, command
 from measures import real_images
 from tables import cells, markdown, save_curves, spread
 from torch import Tensor
-from trials import ROOT, Trial, snapshots
+from trials import ROOT, Trial
 
 from stylegan2_fewshot.pixels import to_float
 from training import pickles
 from training.dataset import ImageDataset
+from training.run_dir import snapshots
 
 DATA = make_data.archive(make_data.SOURCE, "train")
 HELDOUT = make_data.archive(make_data.SOURCE, "heldout")

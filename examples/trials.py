@@ -177,8 +177,3 @@ def watch(trials: Sequence[Trial], out: Path, running: Sequence[Future[None]]) -
                 failed[0].result()
             if not waiting:
                 return
-
-
-def snapshots(run_dir: Path) -> list[Path]:
-    """Return the networks that a run has saved, the last one last."""
-    return sorted(run_dir.glob("network-snapshot-*.pkl"))

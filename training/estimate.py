@@ -45,8 +45,7 @@ def estimate(options: Mapping[str, Any], dataset: ImageDataset) -> str:
     kept = now(device)
     state, _ = construct(options, dataset, device)
     setup = now(device) - kept
-    peaks = {"": distributed.memory_gb(device)}
-    per_iteration = _iteration_sec(options, state, device, peaks)
+    per_iteration, peaks, warm_up = _iteration(options, state, device)
     with tempfile.TemporaryDirectory() as folder:
         log = RunLog(Path(folder))
         saved = Snapshots(options, Path(folder), state, log, device)
@@ -60,9 +59,9 @@ def estimate(options: Mapping[str, Any], dataset: ImageDataset) -> str:
     what = f"{_counted(count, 'snapshot')} of {snapshot:.1f} s"
     what += f" and {measuring:.0f} s of metrics" if saved.metrics else ""
     once = kept - started - setup
-    memory, largest = max(*peaks.values(), distributed.memory_gb(device)), ""
+    memory, largest = max(warm_up, *peaks.values(), distributed.memory_gb(device)), ""
     if device.type == "cuda":
-        largest = ", ".join(f"{phase} {peak:.2f}" for phase, peak in peaks.items() if phase)
+        largest = ", ".join(f"{phase} {peak:.2f}" for phase, peak in peaks.items())
     lines = [
         f"Time    {duration(total)}: {per_iteration * 1000 / batch:.1f} s/kimg, {what}",
         f"Memory  {memory:.2f} GiB on {device}" + f" ({largest})" * bool(largest),
@@ -77,18 +76,16 @@ def _counted(number: int, word: str) -> str:
     return f"{number} {word}" + ("" if number == 1 else "s")
 
 
-def _iteration_sec(
-    options: Mapping[str, Any], state: Any, device: torch.device, peaks: dict[str, float]
-) -> float:
-    """Return the seconds of an iteration on average, its lazy regularisation included.
+def _iteration(
+    options: Mapping[str, Any], state: Any, device: torch.device
+) -> tuple[float, dict[str, float], float]:
+    """Return the seconds of an iteration on average, its lazy regularisation included, and memory.
 
-    Args:
-        options: Options of the run.
-        state: What is trained.
-        device: Where.
-        peaks: Is given the peak memory in GiB of each phase, and under "" that of the first times,
-            when cuDNN tries what is fastest.
+    Peak memory in GiB is that of each phase by its name, and that of everything before and of the
+    phases' first times, when cuDNN tries what is fastest.
     """
+    peaks: dict[str, float] = {}
+    warm_up = [distributed.memory_gb(device)]
     captured = graphs.of(options, state, device, print)
     phases = Phases(options, state, device, captured)
     share = options["batch_size"] // options.get("gpus", 1)  # of one of the processes
@@ -98,7 +95,7 @@ def _iteration_sec(
     def timed(work: Callable[[], object]) -> float:
         for _ in range(2 if captured else 1):
             work()
-        peaks[""] = max(peaks[""], distributed.memory_gb(device))
+        warm_up.append(distributed.memory_gb(device))
         distributed.forget_peak(device)
         start = now(device)
         for _ in range(ITERATIONS):
@@ -114,7 +111,7 @@ def _iteration_sec(
     for net in "GD":
         interval = options[f"{net}_reg_interval"]
         seconds += of_phase(f"{net}main") + of_phase(f"{net}reg") / interval
-    return seconds
+    return seconds, peaks, max(warm_up)
 
 
 def _snapshot_costs(
